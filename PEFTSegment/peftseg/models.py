@@ -1,0 +1,219 @@
+"""The catalogue of foundation models and the records that describe one. Torch-free.
+
+A foundation model is network + base weights + preprocessing + structures. Bundled models and every MODELDIR that
+`peftseg pretrain` writes are a folder with `model.json` (one `ModelEntry`) and `weights.safetensors`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peftseg.errors import BadInput, unknown_name
+
+MODEL_FORMAT = 1
+BUNDLED = Path(__file__).parent / "resources" / "models"
+ACTIVATIONS = ("softmax", "sigmoid")
+INTENSITY_KINDS = ("window", "zscore", "percentile")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One segmented structure.
+
+    Attributes
+    ----------
+    name : str
+        Name; classes are bound by it, never by index.
+    value : int
+        Label value in label maps, at least 1.
+    colour : tuple of int
+        RGB, 0 to 255.
+    code : str
+        Terminology entry as Slicer and slicerio write it ("scheme^value^meaning"), or "".
+    """
+
+    name: str
+    value: int
+    colour: tuple[int, int, int] = (128, 174, 128)
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How grey values become network input.
+
+    Attributes
+    ----------
+    kind : str
+        "window": clip to [low, high], map to [out_low, out_high] (CT, Hounsfield units);
+        "zscore": mean 0 and standard deviation 1 over voxels that are not 0;
+        "percentile": clip to the low-th and high-th percentile of the voxels that are not 0, map to [out_low, out_high].
+    """
+
+    kind: str
+    low: float = 0.0
+    high: float = 1.0
+    out_low: float = 0.0
+    out_high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in INTENSITY_KINDS:
+            raise unknown_name("intensity kind", self.kind, INTENSITY_KINDS)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a study before the network sees it.
+
+    Attributes
+    ----------
+    orientation : str
+        Axis codes of the model grid, e.g. "RAS".
+    spacing : tuple of float
+        Voxel size of the model grid in mm along its three axes.
+    intensity : Intensity
+        Grey value mapping.
+    crop_foreground : bool
+        Crop to the voxels above 0 after the intensity mapping (MONAI's CropForegroundd on the source).
+    """
+
+    orientation: str
+    spacing: tuple[float, float, float]
+    intensity: Intensity
+    crop_foreground: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Name of a network builder in `peftseg.networks` and its arguments (the head's width is not among them)."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A foundation model, declared.
+
+    Attributes
+    ----------
+    window : tuple of int
+        Sliding window in voxels of the model grid.
+    overlap : float
+        Overlap of neighbouring windows, 0 to below 1.
+    activation : str
+        "softmax" (row 0 of the head is background) or "sigmoid" (one row a structure, no background row).
+    record : dict
+        Training record: command, data, scores; free-form facts, shown to the user.
+    directory : Path or None
+        Where `weights.safetensors` lies; not part of `model.json`.
+    """
+
+    id: str
+    title: str
+    modality: str
+    structures: tuple[Structure, ...]
+    network: NetworkSpec
+    activation: str
+    preprocessing: Preprocessing
+    window: tuple[int, int, int]
+    overlap: float
+    licence: str
+    body_part: str = ""
+    licence_notice: str = ""
+    citation: str = ""
+    description: str = ""
+    record: dict[str, Any] = field(default_factory=dict)
+    format: int = MODEL_FORMAT
+    directory: Path | None = None
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The safetensors file of the base weights, or None while they are not on this machine."""
+        path = self.directory / "weights.safetensors" if self.directory else None
+        return path if path is not None and path.is_file() else None
+
+    def structure(self, name: str) -> Structure:
+        """The structure called `name`; BadInput lists the valid names otherwise."""
+        for structure in self.structures:
+            if structure.name == name:
+                return structure
+        raise unknown_name(f"structure of model {self.id}", name, [s.name for s in self.structures])
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A dataclass of this module as plain JSON data; `directory` is left out."""
+    data = dataclasses.asdict(record)
+    data.pop("directory", None)
+    return json.loads(json.dumps(data))
+
+
+def preprocessing_from_dict(data: dict[str, Any]) -> Preprocessing:
+    """Inverse of `to_dict` for `Preprocessing`."""
+    return Preprocessing(
+        orientation=data["orientation"],
+        spacing=tuple(float(s) for s in data["spacing"]),
+        intensity=Intensity(**data["intensity"]),
+        crop_foreground=bool(data["crop_foreground"]),
+    )
+
+
+def structure_from_dict(data: dict[str, Any]) -> Structure:
+    """Inverse of `to_dict` for `Structure`."""
+    return Structure(data["name"], int(data["value"]), tuple(data["colour"]), data["code"])
+
+
+def entry_from_dict(data: dict[str, Any], directory: Path | None = None) -> ModelEntry:
+    """Inverse of `to_dict` for `ModelEntry`; unknown or missing fields and newer formats are refused."""
+    known = {f.name for f in dataclasses.fields(ModelEntry)} - {"directory"}
+    unknown, missing = set(data) - known, {"id", "network", "structures", "preprocessing"} - set(data)
+    if unknown or missing:
+        raise BadInput(
+            f"model.json has unknown fields {sorted(unknown)} and lacks {sorted(missing)}; expected {sorted(known)}.",
+            "Write it with `peftseg pretrain`, or see Docs/design.md.",
+        )
+    if data.get("format", 1) > MODEL_FORMAT:
+        raise BadInput(
+            f"model.json has format {data['format']}; this version reads up to {MODEL_FORMAT}.", "Update PEFTSegment."
+        )
+    fields = dict(data)
+    fields["structures"] = tuple(structure_from_dict(s) for s in data["structures"])
+    fields["network"] = NetworkSpec(data["network"]["name"], data["network"]["arguments"])
+    fields["preprocessing"] = preprocessing_from_dict(data["preprocessing"])
+    fields["window"] = tuple(int(w) for w in data["window"])
+    return ModelEntry(**fields, directory=directory)
+
+
+def read_model_dir(directory: Path) -> ModelEntry:
+    """Read `model.json` of a MODELDIR; raises BadInput where it is missing or malformed."""
+    path = Path(directory) / "model.json"
+    if not path.is_file():
+        raise BadInput(
+            f"{directory} is not a model folder: it has no model.json.", "Give a folder that `peftseg pretrain` wrote."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path} is not valid JSON ({error}).", "Write the model again or restore the file.") from error
+    return entry_from_dict(data, Path(directory))
+
+
+def catalogue() -> dict[str, ModelEntry]:
+    """All models that this installation knows, by id: the bundled ones."""
+    folders = sorted(p.parent for p in BUNDLED.glob("*/model.json"))
+    entries = [read_model_dir(folder) for folder in folders]
+    return {entry.id: entry for entry in entries}
+
+
+def resolve(name: str | Path) -> ModelEntry:
+    """The model with this id, or in this MODELDIR; BadInput lists the valid ids otherwise."""
+    entries = catalogue()
+    if str(name) in entries:
+        return entries[str(name)]
+    if Path(name).is_dir():
+        return read_model_dir(Path(name))
+    raise unknown_name("model", str(name), entries)
