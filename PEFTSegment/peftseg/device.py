@@ -1,0 +1,126 @@
+"""The device: which one, how much memory is free, which precision gains, activation checkpointing."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from peftseg.errors import BadInput
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """Device for "auto", "cpu", "cuda", "cuda:n" or "mps"; BadInput names what is there otherwise."""
+    valid = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    valid += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device("cuda:0" if "cuda:0" in valid else valid[-1])
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in valid:
+        raise BadInput(f"Device '{name}' is not available here; available: {', '.join(valid)}.", "Choose one of these.")
+    return torch.device(wanted)
+
+
+@lru_cache
+def cpu_has_fast_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16, AMX, or Arm's bf16).
+
+    Read from the processor's own flags; where these cannot be read, the answer is no and fp32 is used.
+    """
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        flags = info.read_text(errors="replace")
+        return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe()) if probe is not None else False
+
+
+def choose_precision(device: torch.device, wanted: str = "auto") -> str:
+    """Precision that gains on this device: "bf16" on processors and GPUs that have it, "fp16" on older GPUs, else "fp32".
+
+    A wanted precision that the device does not have falls back to fp32.
+    """
+    if wanted not in ("auto", *PRECISIONS):
+        raise BadInput(f"Precision '{wanted}' is not one of auto, {', '.join(PRECISIONS)}.", "Choose one of these.")
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return wanted if wanted != "auto" else ("bf16" if has_bf16 else "fp16")
+    if device.type == "cpu" and wanted in ("auto", "bf16"):
+        return "bf16" if cpu_has_fast_bf16() else "fp32"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Autocast to a precision, or nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device (for the processor: available main memory)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("out of memory", "not enough memory", "can't allocate memory", "alloc_cpu"))
+
+
+def release_memory() -> None:
+    """Give cached memory back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _block_modules(network: nn.Module) -> list[nn.Module]:
+    """Outermost modules worth recomputing: residual blocks and transformer blocks, else direct children."""
+    marks = ("ResBlock", "ResidualBlock", "Block", "DoubleConv", "TwoConv")
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        for child in module.children():
+            if any(type(child).__name__.endswith(mark) for mark in marks):
+                found.append(child)
+            else:
+                visit(child)
+
+    visit(network)
+    return found or list(network.children())
+
+
+@contextlib.contextmanager
+def activation_checkpointing(network: nn.Module) -> Iterator[None]:
+    """Recompute the network's blocks in the backward pass instead of storing their activations, inside the context."""
+    blocks = _block_modules(network)
+    forwards = [block.forward for block in blocks]
+
+    def wrapped(forward):
+        def recompute(*inputs):
+            return checkpoint(forward, *inputs, use_reentrant=False)
+
+        return recompute
+
+    try:
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = wrapped(forward)
+        yield
+    finally:
+        for block in blocks:
+            del block.forward

@@ -1,0 +1,104 @@
+"""Dice + cross-entropy that understand partial labels.
+
+What is not labelled is no negative: where a structure is not labelled, its probability is merged with the background's
+(marginal loss; Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ segmentation", 2021).
+MONAI's DiceCELoss has no such merging, hence this file.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def merge_unlabelled(logits: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities in which unlabelled structures count as background.
+
+    Parameters
+    ----------
+    logits : tensor (B, 1 + C, *spatial)
+        Row 0 is background.
+    known : bool tensor (B, C, *spatial or ones)
+        Where each structure is labelled (or known to be absent).
+
+    Returns
+    -------
+    tensor (B, 1 + C, *spatial)
+        Log-probabilities; row 0 is log(p_background + sum of p over the unlabelled structures), rows of unlabelled
+        structures are set to a large negative number.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    if bool(known.all()):
+        return log_p
+    floor = torch.finfo(log_p.dtype).min / 4
+    foreground = log_p[:, 1:]
+    background = torch.cat([log_p[:, :1], foreground.masked_fill(known, floor)], dim=1).logsumexp(1, keepdim=True)
+    return torch.cat([background, foreground.masked_fill(~known, floor)], dim=1)
+
+
+def soft_dice(p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    """1 - soft Dice of each structure, pooled over the batch so that patches without the structure do not dominate.
+
+    Parameters
+    ----------
+    p, target, weight : tensor (B, C, *spatial)
+        Probability, truth (0 or 1) and 1 where the structure is labelled.
+
+    Returns
+    -------
+    tensor (C,)
+        `1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)`, sums over B and space.
+    """
+    axes = (0, *range(2, p.ndim))
+    overlap = (p * target * weight).sum(axes)
+    total = (p * weight).sum(axes) + (target * weight).sum(axes)
+    return 1 - (2 * overlap + smooth) / (total + smooth)
+
+
+def softmax_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor, dice_weight: float = 1.0) -> torch.Tensor:
+    """Dice + cross-entropy of a softmax head, with unlabelled structures merged into the background.
+
+    Parameters
+    ----------
+    logits : tensor (B, 1 + C, *spatial)
+    target : integer tensor (B, *spatial)
+        0 background, c for the c-th structure. Where a structure is not labelled it must not occur.
+    known : bool tensor (B, C, *spatial or ones)
+
+    Returns
+    -------
+    tensor ()
+        Scalar loss. The cross-entropy averages the mean over all voxels and the mean over structures of the mean over
+        their voxels, so that a structure of a hundred voxels is heard beside one of ten thousand.
+    """
+    log_p = merge_unlabelled(logits, known)
+    n = logits.shape[1]
+    one_hot = F.one_hot(target.long(), n).movedim(-1, 1).to(log_p.dtype)
+    weight = known.to(log_p.dtype).expand_as(one_hot[:, 1:])
+    nll = F.nll_loss(log_p, target.long(), reduction="none")
+    present = one_hot.flatten(2).sum((0, 2))
+    by_structure = (nll.unsqueeze(1) * one_hot).flatten(2).sum((0, 2)) / present.clamp_min(1)
+    balanced = by_structure[present > 0].mean()
+    labelled = (weight.flatten(2).sum((0, 2)) > 0).nonzero().flatten()
+    dice = soft_dice(log_p[:, 1:].exp(), one_hot[:, 1:], weight)
+    dice = dice[labelled].mean() if len(labelled) else nll.sum() * 0
+    return dice_weight * dice + 0.5 * nll.mean() + 0.5 * 0.2 * balanced
+
+
+def sigmoid_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Dice + binary cross-entropy of a sigmoid head, for structures that overlap or nest.
+
+    Parameters
+    ----------
+    logits, target : tensor (B, C, *spatial)
+    known : bool tensor (B, C, *spatial or ones)
+        Voxels at which a structure is not labelled do not count for it.
+    """
+    z = logits.float()
+    t = target.to(z.dtype)
+    weight = known.to(z.dtype).expand_as(z)
+    bce = (F.binary_cross_entropy_with_logits(z, t, reduction="none") * weight).sum() / weight.sum().clamp_min(1)
+    labelled = (weight.flatten(2).sum((0, 2)) > 0).nonzero().flatten()
+    dice = soft_dice(torch.sigmoid(z), t, weight)
+    dice = dice[labelled].mean() if len(labelled) else bce * 0
+    return dice + bce

@@ -1,0 +1,375 @@
+"""The training loop shared by adaptation and pre-training.
+
+One loop: keyed patches, AdamW, warm-up and cosine, early stop on the smoothed training loss, checkpoints that continue
+bit by bit, a retry after a loss that is not finite, and smaller steps when memory runs out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from peftseg.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from peftseg.device import activation_checkpointing, autocast, is_out_of_memory, release_memory
+from peftseg.errors import OutOfMemory, TrainingFailed
+from peftseg.events import Reporter
+from peftseg.losses import sigmoid_loss, softmax_loss
+from peftseg.patches import Augmentation, Scan, rng_for, sample_batch
+
+SMOOTHING_EPOCHS = 10
+FIRST_STOP_TEST = 32
+STOP_PERIOD = 20
+STOP_IMPROVEMENT = 0.01
+CHECKPOINT_EVERY_S = 20.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and in what steps to train.
+
+    Attributes
+    ----------
+    epochs : int
+        Planned epochs; one epoch visits every scan `patches_per_scan` times.
+    patch : tuple of int
+        Patch size in voxels.
+    patches_per_scan, patches_per_step : int
+        Patches of a scan an epoch, and patches that one optimiser step averages over.
+    micro_batch : int
+        Patches that go through the network at once; smaller needs less memory.
+    checkpointing : bool
+        Recompute activations in the backward pass to save memory.
+    precision : str
+        "fp32", "bf16" or "fp16".
+    early_stop : bool
+        METHODS 2 [A3]: stop when the 10-epoch mean of the loss improved by at most 1 % over 20 epochs.
+    """
+
+    epochs: int
+    patch: tuple[int, int, int]
+    patches_per_scan: int = 1
+    patches_per_step: int = 1
+    micro_batch: int = 1
+    checkpointing: bool = False
+    precision: str = "fp32"
+    early_stop: bool = True
+    warmup_epochs: int = 2
+    clip_norm: float = 1.0
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass
+class History:
+    """What happened: losses and facts by epoch, and the retries that were needed."""
+
+    losses: list[float] = field(default_factory=list)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = -1
+    rate_factor: float = 1.0
+    retries: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: str = ""
+
+
+class Trainable(Protocol):
+    """What the loop needs of a thing that is trained: `adapters.base.Attached`, or a whole network in pre-training."""
+
+    network: nn.Module
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that training changes."""
+        ...
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Inverse of `state`."""
+        ...
+
+    def after_step(self, lr: float, progress: float) -> None:
+        """Called after each optimiser step with the adapter's learning rate and the share of planned steps done."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Small facts for the progress event."""
+        ...
+
+
+def cosine_factor(epoch: float, schedule: Schedule) -> float:
+    """Learning rate at an epoch relative to its peak: linear warm-up, then half a cosine to 1 %."""
+    if epoch < schedule.warmup_epochs:
+        return (epoch + 1) / (schedule.warmup_epochs + 1)
+    share = (epoch - schedule.warmup_epochs) / max(schedule.epochs - schedule.warmup_epochs, 1)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def smoothed(losses: list[float], end: int | None = None) -> float:
+    """Mean of the last 10 losses before `end`."""
+    part = losses[:end][-SMOOTHING_EPOCHS:]
+    return sum(part) / len(part)
+
+
+def has_converged(losses: list[float]) -> bool:
+    """METHODS 2 [A3]: from epoch 32 on, the 10-epoch mean fell by at most 1 % over the last 20 epochs."""
+    if len(losses) < FIRST_STOP_TEST:
+        return False
+    before, now = smoothed(losses, len(losses) - STOP_PERIOD), smoothed(losses)
+    return before - now <= STOP_IMPROVEMENT * abs(before)
+
+
+def epoch_steps(n_scans: int, epoch: int, schedule: Schedule) -> list[list[tuple[int, int, int]]]:
+    """The (epoch, scan, patch) keys of every step of an epoch, in an order keyed by (seed, epoch)."""
+    keys = [(epoch, scan, n) for n in range(schedule.patches_per_scan) for scan in range(n_scans)]
+    order = rng_for(schedule.seed, epoch).permutation(len(keys))
+    shuffled = [keys[i] for i in order]
+    size = schedule.patches_per_step
+    return [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+
+
+def fit(
+    trainable: Trainable,
+    groups: list[dict[str, Any]],
+    scans: list[Scan],
+    schedule: Schedule,
+    activation: str,
+    reporter: Reporter,
+    deadline_s: float | None = None,
+) -> History:
+    """Train in place; at the end the trainable holds its best state by smoothed training loss.
+
+    Parameters
+    ----------
+    groups : list of AdamW parameter groups, each with its peak "lr"
+    scans : list of Scan
+        On the device of the network.
+    activation : str
+        "softmax" or "sigmoid".
+    deadline_s : float, optional
+        Stop after this many seconds of training, at the end of an epoch; the schedule is not changed by it.
+
+    Raises
+    ------
+    JobCancelled, OutOfMemory, TrainingFailed
+    """
+    loop = _Loop(trainable, groups, scans, schedule, activation, reporter)
+    loop.resume()
+    started = time.monotonic() - loop.history.seconds
+    while loop.epoch < schedule.epochs and not loop.history.stopped:
+        loop.run_epoch()
+        loop.history.seconds = time.monotonic() - started
+        loop.history.stopped = _reason_to_stop(loop.history, schedule, reporter, deadline_s)
+        loop.report()
+        loop.save(force=bool(loop.history.stopped))
+    trainable.load_state(loop.best)
+    return loop.history
+
+
+def _reason_to_stop(history: History, schedule: Schedule, reporter: Reporter, deadline_s: float | None) -> str:
+    if reporter.stop_keep():
+        return "stopped by the user"
+    if deadline_s is not None and history.seconds > deadline_s:
+        return "time budget used"
+    if schedule.early_stop and has_converged(history.losses):
+        return "converged"
+    return ""
+
+
+class _Loop:
+    """State of one run of `fit`: everything here is in the checkpoint."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        groups: list[dict[str, Any]],
+        scans: list[Scan],
+        schedule: Schedule,
+        activation: str,
+        reporter: Reporter,
+    ) -> None:
+        self.trainable, self.scans, self.schedule, self.reporter = trainable, scans, schedule, reporter
+        self.loss = softmax_loss if activation == "softmax" else sigmoid_loss
+        self.peaks = [group["lr"] for group in groups]
+        self.optimiser = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0)
+        self.scaler = torch.amp.GradScaler(scans[0].image.device.type, enabled=schedule.precision == "fp16")
+        self.epoch = 0
+        self.history = History()
+        self.micro_batch = schedule.micro_batch
+        self.checkpointing = schedule.checkpointing
+        self.best = _copy(trainable.state())
+        self.best_loss = math.inf
+        self.last_saved = time.monotonic()
+        self.good = self._snapshot()
+
+    def resume(self) -> None:
+        path = self.reporter.checkpoint
+        if path is None or not path.is_file():
+            return
+        saved = read_checkpoint(path)
+        self._restore(saved)
+        self.history = History(**saved.facts["history"])
+        self.best, self.best_loss = saved.best, saved.facts["best_loss"]
+        self.micro_batch, self.checkpointing = saved.facts["micro_batch"], saved.facts["checkpointing"]
+        self.good = self._snapshot()
+        self.reporter.log(f"Continued from epoch {self.epoch}.")
+
+    def run_epoch(self) -> None:
+        """One epoch; a loss that is not finite goes back to the last good epoch with a tenth of the rate, once."""
+        while True:
+            total = self._try_epoch()
+            if math.isfinite(total):
+                break
+            if self.history.rate_factor < 1.0:
+                raise TrainingFailed(
+                    f"The training loss is not finite in epoch {self.epoch + 1}, also at a tenth of the learning rate.",
+                    "Look for extreme grey values in the scans, or choose another method or smaller learning rates.",
+                )
+            self._restore(self.good)
+            self.history.rate_factor = 0.1
+            self.history.retries.append("loss not finite")
+            self.reporter.warning("The loss was not finite: back to the last good state, a tenth of the learning rate.")
+        self.history.losses.append(total)
+        self.history.facts.append(self.trainable.facts())
+        mean = smoothed(self.history.losses)
+        if mean <= self.best_loss:
+            self.best_loss, self.best = mean, _copy(self.trainable.state())
+            self.history.best_epoch = self.epoch
+        self.epoch += 1
+        self.good = self._snapshot()
+
+    def _try_epoch(self) -> float:
+        steps = epoch_steps(len(self.scans), self.epoch, self.schedule)
+        factor = cosine_factor(self.epoch, self.schedule) * self.history.rate_factor
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.trainable.network.train()
+        total = 0.0
+        for number, keys in enumerate(steps):
+            self.reporter.check()
+            value = self._step_within_memory(keys)
+            if not math.isfinite(value):
+                return value
+            done = (self.epoch + (number + 1) / len(steps)) / self.schedule.epochs
+            self.trainable.after_step(self.optimiser.param_groups[0]["lr"], done)
+            total += value * len(keys)
+        return total / sum(len(keys) for keys in steps)
+
+    def _step_within_memory(self, keys: list[tuple[int, int, int]]) -> float:
+        """One optimiser step; out of memory: half the patches at once, then activation checkpointing, then give up."""
+        while True:
+            try:
+                return self._step(keys)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.optimiser.zero_grad(set_to_none=True)
+            self._shrink()
+
+    def _shrink(self) -> None:
+        release_memory()
+        if self.micro_batch > 1 and "smaller patch batch" not in self.history.retries:
+            self.micro_batch = max(1, self.micro_batch // 2)
+            self.history.retries.append("smaller patch batch")
+            self.reporter.warning(f"Out of memory: going on with {self.micro_batch} patches at once.")
+        elif not self.checkpointing:
+            self.micro_batch, self.checkpointing = 1, True
+            self.history.retries.append("activation checkpointing")
+            self.reporter.warning("Out of memory: going on with activation checkpointing (slower).")
+        else:
+            raise OutOfMemory(
+                f"The memory does not suffice for a patch of {self.schedule.patch} voxels, also one at a time.",
+                "Close other programs, choose a smaller model, or run on a machine with more memory.",
+            )
+
+    def _step(self, keys: list[tuple[int, int, int]]) -> float:
+        self.optimiser.zero_grad(set_to_none=True)
+        value = 0.0
+        for start in range(0, len(keys), self.micro_batch):
+            part = keys[start : start + self.micro_batch]
+            loss = self._forward(part) * (len(part) / len(keys))
+            if not bool(torch.isfinite(loss)):
+                return math.nan
+            self.scaler.scale(loss).backward()
+            value += float(loss.detach())
+        self.scaler.unscale_(self.optimiser)
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm)
+        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+            return math.nan
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return value
+
+    def _forward(self, keys: list[tuple[int, int, int]]) -> torch.Tensor:
+        schedule = self.schedule
+        image, target, known = sample_batch(self.scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
+        with autocast(image.device, schedule.precision), _recomputing(self.trainable.network, self.checkpointing):
+            logits = self.trainable.network(image)
+        if self.loss is softmax_loss:
+            return softmax_loss(logits, target[:, 0], known)
+        return sigmoid_loss(logits, target, known)
+
+    def report(self) -> None:
+        done = len(self.history.losses)
+        left = self.history.seconds / done * (self.schedule.epochs - done) if done else None
+        self.reporter.progress(
+            "train",
+            done,
+            self.schedule.epochs,
+            None if self.history.stopped else left,
+            loss=self.history.losses[-1],
+            smoothed_loss=smoothed(self.history.losses),
+            **self.history.facts[-1],
+        )
+
+    def save(self, force: bool) -> None:
+        """Write the checkpoint, at most every 20 s."""
+        if self.reporter.checkpoint is None or not (force or time.monotonic() - self.last_saved > CHECKPOINT_EVERY_S):
+            return
+        write_checkpoint(self.reporter.checkpoint, self._snapshot(self.best))
+        self.last_saved = time.monotonic()
+
+    def _snapshot(self, best: dict[str, torch.Tensor] | None = None) -> Checkpoint:
+        facts = {
+            "epoch": self.epoch,
+            "best_loss": self.best_loss,
+            "micro_batch": self.micro_batch,
+            "checkpointing": self.checkpointing,
+            "scaler": self.scaler.state_dict(),
+            "history": vars(self.history) | {"losses": list(self.history.losses), "facts": list(self.history.facts)},
+        }
+        return Checkpoint(
+            state=_copy(self.trainable.state()),
+            optimiser=_copy_optimiser(self.optimiser),
+            best=best or {},
+            random=torch.get_rng_state(),
+            facts=facts,
+        )
+
+    def _restore(self, saved: Checkpoint) -> None:
+        self.trainable.load_state(saved.state)
+        self.optimiser.load_state_dict(
+            {"state": saved.optimiser, "param_groups": self.optimiser.state_dict()["param_groups"]}
+        )
+        torch.set_rng_state(saved.random)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved.facts["scaler"])
+        self.epoch = saved.facts["epoch"]
+
+
+def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A copy in main memory, so that it takes none of the device's."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def _copy_optimiser(optimiser: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
+    state = optimiser.state_dict()["state"]
+    return {index: {k: torch.as_tensor(v).detach().to("cpu", copy=True) for k, v in slots.items()} for index, slots in state.items()}
+
+
+def _recomputing(network: nn.Module, active: bool) -> AbstractContextManager:
+    return activation_checkpointing(network) if active else nullcontext()

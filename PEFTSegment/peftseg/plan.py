@@ -1,0 +1,256 @@
+"""The planner: fits patch size, patches a step and epochs to device, memory and a time budget.
+
+It measures instead of guessing: one training step on a small patch gives seconds and saved bytes per voxel of this
+network, with this method, on this machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from peftseg.device import autocast, choose_precision, free_memory, is_out_of_memory
+from peftseg.errors import BadInput, OutOfMemory
+from peftseg.optimise import Schedule
+from peftseg.patches import Augmentation
+
+MAX_EPOCHS = 200
+FEWEST_EPOCHS = 40
+PAPER_PATCHES = 6
+CPU_BUDGET_MINUTES = 30.0
+MEMORY_SHARE = 0.8
+STEP_OVERHEAD = 1.15  # patch cutting, optimiser and reporting, beside forward and backward
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Measured cost of a training step.
+
+    Attributes
+    ----------
+    seconds_per_voxel, bytes_per_voxel : float
+        Time, and activations kept for the backward pass, per voxel of a patch.
+    fixed_bytes : int
+        Weights, gradients and AdamW's two moments.
+    """
+
+    seconds_per_voxel: float
+    bytes_per_voxel: float
+    fixed_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, and what it is expected to cost.
+
+    Attributes
+    ----------
+    schedule : Schedule
+    seconds, memory, free : float
+        Expected training time in s, expected and free memory in bytes.
+    """
+
+    schedule: Schedule
+    seconds: float
+    memory: float
+    free: float
+
+    def sentence(self) -> str:
+        """The plan in words, for the user."""
+        s = self.schedule
+        text = (
+            f"Plan: up to {s.epochs} epochs of {s.patches_per_scan} patch(es) a scan, {'x'.join(map(str, s.patch))} voxels, "
+            f"{s.micro_batch} at once, {s.precision}; about {self.seconds / 60:.1f} min, "
+            f"{self.memory / 2**30:.1f} GB of {self.free / 2**30:.1f} GB free memory."
+        )
+        return text + (" Activations are recomputed to save memory." if s.checkpointing else "")
+
+
+def round_up(size: int, divisor: int) -> int:
+    """Smallest multiple of `divisor` that is at least `size`."""
+    return -(-size // divisor) * divisor
+
+
+def patch_for(shapes: list[tuple[int, int, int]], window: tuple[int, int, int], divisor: int) -> tuple[int, int, int]:
+    """The model's window, cut down along axes on which all scans are smaller; at least two divisors wide."""
+    largest = [max(shape[axis] for shape in shapes) for axis in range(3)]
+    sizes = [min(round_up(w, divisor), round_up(n, divisor)) for w, n in zip(window, largest, strict=True)]
+    return tuple(max(size, 2 * divisor) for size in sizes)
+
+
+def measure_step(
+    network: nn.Module, device: torch.device, probe: tuple[int, int, int], precision: str, in_channels: int = 1
+) -> StepCost:
+    """Time one forward and backward pass on a small patch and count the bytes kept between them.
+
+    Gradients are discarded; weights and statistics are left as they are.
+
+    Parameters
+    ----------
+    probe : tuple of int
+        Patch to measure on, in voxels; costs grow in proportion to voxels.
+    """
+    trained = [p for p in network.parameters() if p.requires_grad]
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    fixed = weights + 3 * sum(p.numel() * 4 for p in trained)
+    image = torch.zeros((1, in_channels, *probe), device=device)
+    statistics = {n: b.clone() for n, b in network.named_buffers()}
+    kept: dict[int, int] = {}
+    owned = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    network.train()
+    times = []
+    for _ in range(3):
+        kept.clear()
+        started = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), autocast(device, precision):
+            output = network(image)
+        output.float().square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+        for parameter in trained:
+            parameter.grad = None
+        if sum(times) > 6:
+            break
+    for name, buffer in network.named_buffers():
+        buffer.copy_(statistics[name])
+    voxels = math.prod(probe)
+    outputs = 16 * output.shape[1]  # loss: probabilities, one-hot truth and their gradients in fp32
+    return StepCost(min(times) / voxels, sum(kept.values()) / voxels + outputs, fixed)
+
+
+def make_plan(
+    network: nn.Module,
+    shapes: list[tuple[int, int, int]],
+    window: tuple[int, int, int],
+    divisor: int,
+    device: torch.device,
+    *,
+    budget_minutes: float | None = None,
+    epochs: int | None = None,
+    precision: str = "auto",
+    seed: int = 0,
+    smaller: bool = False,
+    max_epochs: int = MAX_EPOCHS,
+) -> Plan:
+    """Plan the training of an attached network on scans of these shapes (voxels of the model grid).
+
+    Parameters
+    ----------
+    budget_minutes : float, optional
+        Time for training; without one 30 minutes on a processor, no limit on a GPU.
+    epochs : int, optional
+        Fixed number of epochs; the budget then only warns.
+    smaller : bool
+        Plan for half the free memory: the system killed the first try.
+
+    Raises
+    ------
+    BadInput
+        A budget or number of epochs that is not positive.
+    OutOfMemory
+        Not even the smallest patch fits.
+    """
+    for name, value in (("budget", budget_minutes), ("number of epochs", epochs)):
+        if value is not None and value <= 0:
+            raise BadInput(f"The {name} is {value}; it must be positive.", "Give a larger one or leave it out.")
+    precision = choose_precision(device, precision)
+    patch = patch_for(shapes, window, divisor)
+    probe = tuple(min(size, max(2 * divisor, round_up(32, divisor))) for size in patch)
+    try:
+        cost = measure_step(network, device, probe, precision)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"Not even one patch of {probe} voxels fits into the memory.", "Close other programs or use a smaller model."
+        ) from error
+    free = free_memory(device) * (0.5 if smaller else 1.0)
+    whole = all(all(p >= n for p, n in zip(patch, shape, strict=True)) for shape in shapes)
+    per_scan = 1 if whole else PAPER_PATCHES
+    draft = Schedule(
+        epochs=epochs or max_epochs,
+        patch=patch,
+        patches_per_scan=per_scan,
+        patches_per_step=per_scan,
+        micro_batch=per_scan,
+        precision=precision,
+        seed=seed,
+        augmentation=Augmentation(),
+    )
+    budget = budget_minutes if budget_minutes is not None else (CPU_BUDGET_MINUTES if device.type == "cpu" else None)
+    timed = _fit_time(draft, cost, len(shapes), budget, divisor, fixed_epochs=epochs is not None)
+    fitted = _fit_memory(timed, cost, free, divisor)
+    return Plan(
+        fitted, expected_seconds(fitted, cost, len(shapes)), expected_memory(fitted, cost), free
+    )
+
+
+def expected_seconds(schedule: Schedule, cost: StepCost, n_scans: int) -> float:
+    """Expected training time in s."""
+    voxels = math.prod(schedule.patch) * schedule.patches_per_scan * n_scans
+    slower = 1.35 if schedule.checkpointing else 1.0
+    return schedule.epochs * voxels * cost.seconds_per_voxel * STEP_OVERHEAD * slower
+
+
+def expected_memory(schedule: Schedule, cost: StepCost) -> float:
+    """Expected peak memory in bytes."""
+    kept = 0.35 if schedule.checkpointing else 1.0
+    return cost.fixed_bytes + math.prod(schedule.patch) * schedule.micro_batch * cost.bytes_per_voxel * kept
+
+
+def _fit_time(
+    schedule: Schedule, cost: StepCost, n_scans: int, budget_minutes: float | None, divisor: int, fixed_epochs: bool
+) -> Schedule:
+    """Fewer epochs first, then fewer patches a scan, then smaller patches, until the budget holds."""
+    if budget_minutes is None or fixed_epochs:
+        return schedule
+    budget = budget_minutes * 60
+    while True:
+        one = expected_seconds(replace(schedule, epochs=1), cost, n_scans)
+        affordable = int(budget / one)
+        if affordable >= FEWEST_EPOCHS:
+            return replace(schedule, epochs=min(schedule.epochs, affordable))
+        smaller = _smaller_patch(schedule.patch, divisor)
+        if schedule.patches_per_scan > 2:
+            fewer = schedule.patches_per_scan // 2
+            schedule = replace(schedule, patches_per_scan=fewer, patches_per_step=fewer, micro_batch=fewer)
+        elif math.prod(smaller) < math.prod(schedule.patch) and math.prod(schedule.patch) > 32**3:
+            schedule = replace(schedule, patch=smaller)
+        else:
+            return replace(schedule, epochs=max(1, affordable))
+
+
+def _smaller_patch(patch: tuple[int, int, int], divisor: int) -> tuple[int, int, int]:
+    return tuple(max(2 * divisor, round_up(int(size * 0.75), divisor) if size > 32 else size) for size in patch)
+
+
+def _fit_memory(schedule: Schedule, cost: StepCost, free: float, divisor: int) -> Schedule:
+    """Fewer patches at once first, then activation checkpointing, then smaller patches."""
+    limit = MEMORY_SHARE * free
+    while expected_memory(schedule, cost) > limit:
+        smaller = _smaller_patch(schedule.patch, divisor)
+        if schedule.micro_batch > 1:
+            schedule = replace(schedule, micro_batch=schedule.micro_batch - 1)
+        elif not schedule.checkpointing:
+            schedule = replace(schedule, checkpointing=True)
+        elif math.prod(smaller) < math.prod(schedule.patch):
+            schedule = replace(schedule, patch=smaller)
+        else:
+            raise OutOfMemory(
+                f"The smallest plan needs {expected_memory(schedule, cost) / 2**30:.1f} GB, "
+                f"{free / 2**30:.1f} GB of memory are free.",
+                "Close other programs, choose a smaller model, or use a machine with more memory.",
+            )
+    return schedule
