@@ -102,7 +102,7 @@ def tube(at: np.ndarray, path: np.ndarray, radii: np.ndarray) -> np.ndarray:
     for (start, end), (r0, r1) in zip(pairwise(path), pairwise(radii), strict=True):
         step = (end - start).astype(np.float32)
         local = [at[i] - np.float32(start[i]) for i in range(3)]
-        along = np.clip(sum(local[i] * step[i] for i in range(3)) / float(step @ step), 0, 1)
+        along = np.clip(sum(local[i] * step[i] for i in range(3)) / max(float(step @ step), 1e-6), 0, 1)
         gap = np.sqrt(sum((local[i] - along * step[i]) ** 2 for i in range(3)))
         np.minimum(best, gap - np.float32(r0) - along * np.float32(r1 - r0), out=best)
     return best
