@@ -93,30 +93,31 @@ def save_model(directory: Path, entry: ModelEntry, network: nn.Module) -> None:
         temporary.write_text(json.dumps(to_dict(entry), indent=2) + "\n", encoding="utf-8")
 
 
-def fit_head(network: nn.Module, anatomy: Anatomy, entry: ModelEntry, structures: tuple[Structure, ...]) -> str:
+def fit_head(
+    network: nn.Module, anatomy: Anatomy, entry: ModelEntry, structures: tuple[Structure, ...], activation: str
+) -> None:
     """Replace the head by one for `structures`, in place; base structures start from the base's rows.
 
-    From a softmax base the background row is kept. From a sigmoid base the background row is zero, so that a single
-    structure's softmax equals the base's sigmoid. Rows of novel structures get the default initialisation, scaled
-    down a hundredfold with a negative bias, so that they start as "not there" instead of as noise.
-
-    Returns
-    -------
-    str
-        Activation of the new head, always "softmax" here.
+    Softmax from softmax: the background row is kept. Softmax from sigmoid: the background row is zero, so that a single
+    structure's softmax equals the base's sigmoid. Sigmoid from softmax: row minus background row, which is the same
+    equality read backwards. Rows of novel structures get the default initialisation, scaled down a hundredfold with a
+    bias of -1, so that they start as "not there" instead of as noise.
     """
     old = head_of(network, anatomy)
-    old_rows = {s.name: i + (entry.activation == "softmax") for i, s in enumerate(entry.structures)}
-    new = replace_head(network, anatomy, n_outputs(structures, "softmax"))
+    base_has_background = entry.activation == "softmax"
+    rows = {s.name: i + base_has_background for i, s in enumerate(entry.structures)}
+    new = replace_head(network, anatomy, n_outputs(structures, activation))
+    first = int(activation == "softmax")
     with torch.no_grad():
         new.weight.mul_(0.01)
         new.bias.fill_(-1.0)
-        if entry.activation == "softmax":
-            new.weight[0], new.bias[0] = old.weight[0], old.bias[0]
-        else:
-            new.weight[0], new.bias[0] = 0.0, 0.0
-        for row, structure in enumerate(structures, start=1):
-            if structure.name in old_rows:
-                new.weight[row] = old.weight[old_rows[structure.name]]
-                new.bias[row] = old.bias[old_rows[structure.name]]
-    return "softmax"
+        background = (old.weight[0], old.bias[0]) if base_has_background else (0.0, 0.0)
+        if activation == "softmax":
+            new.weight[0], new.bias[0] = background
+        for row, structure in enumerate(structures, start=first):
+            if structure.name not in rows:
+                continue
+            weight, bias = old.weight[rows[structure.name]], old.bias[rows[structure.name]]
+            if activation == "sigmoid" and base_has_background:
+                weight, bias = weight - background[0], bias - background[1]
+            new.weight[row], new.bias[row] = weight, bias

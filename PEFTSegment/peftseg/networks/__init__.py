@@ -5,7 +5,6 @@ MONAI's networks are used where they are right. A new architecture is one builde
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -109,8 +108,3 @@ def replace_head(network: nn.Module, anatomy: Anatomy, n_outputs: int) -> nn.Mod
     parent, _, leaf = anatomy.head.rpartition(".")
     setattr(network.get_submodule(parent), leaf, new)
     return new
-
-
-def clone(network: nn.Module) -> nn.Module:
-    """An independent copy of a network."""
-    return copy.deepcopy(network)

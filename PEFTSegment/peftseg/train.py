@@ -1,0 +1,303 @@
+"""Few-shot adaptation: labelled scans in, an adapter file out (`peftseg adapt`)."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from peftseg.adapter_file import FORMAT, Recipe, save_adapter
+from peftseg.adapters import attach, check_options, learning_rates
+from peftseg.adapters.base import Attached
+from peftseg.config import AdaptJob
+from peftseg.dataset import load_scans, prepare_scans, structures_overlap
+from peftseg.device import choose_device
+from peftseg.errors import BadInput
+from peftseg.events import Reporter
+from peftseg.infer import segment
+from peftseg.library import next_version
+from peftseg.metrics import dice
+from peftseg.models import ModelEntry, Preprocessing, Structure, resolve
+from peftseg.networks import Anatomy, build
+from peftseg.optimise import History, fit
+from peftseg.patches import Scan
+from peftseg.plan import Plan, make_plan
+from peftseg.preprocess import choose_recipe, prepare, support_facts
+from peftseg.study import LoadedScan, check_laterality, require_writable_dir
+from peftseg.version import __version__
+from peftseg.weights import architecture, fingerprint, fit_head, load_base, n_outputs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is fixed before training: the base, the structures, the method and how it is run."""
+
+    entry: ModelEntry
+    structures: tuple[Structure, ...]
+    activation: str
+    method: str
+    options: dict[str, Any]
+    train_decoder: bool
+    device: torch.device
+    seed: int = 0
+    precision: str = "auto"
+    epochs: int | None = None
+    budget_minutes: float | None = None
+    smaller_plan: bool = False
+    scratch: bool = False
+    """Start from random weights instead of the base's, as the comparison's reference does."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The outcome of one training: the pruned adapter on its network, its recipe and its history."""
+
+    attached: Attached
+    recipe: Preprocessing
+    changes: list[str]
+    plan: Plan
+    history: History
+
+
+def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
+    """Adapt a model to a support set and write the adapter file.
+
+    Returns
+    -------
+    dict
+        "adapter" (path), "hash", "name", "version", "epochs", "seconds", "loss", "trained_share", "ranks", "recipe_changes",
+        "estimate" (structure -> Dice of each left-out scan, or None).
+
+    Raises
+    ------
+    PeftsegError
+        See `errors`; nothing is written then.
+    """
+    started = time.monotonic()
+    out = _check_output(Path(job.out))
+    entry = resolve(job.model)
+    options = check_options(job.method, job.options)
+    device = choose_device(job.device)
+    loaded = load_scans(job.support, job.structures, job.replace_nonfinite, reporter)
+    _warn_about(loaded, reporter)
+    setting = make_setting(entry, job.structures, loaded, job.method, options, device, job, reporter)
+    leave_out = job.estimate == "loo"
+    if leave_out and setting.budget_minutes:
+        setting = replace(setting, budget_minutes=setting.budget_minutes / (len(loaded) + 1))
+    network, _ = load_base(entry)
+    base_print = fingerprint(network.state_dict(), architecture(entry))
+    adapted = train_adapter(setting, loaded, reporter)
+    estimate = leave_one_out(setting, loaded, reporter) if leave_out else None
+    name = job.name or " + ".join(s.name for s in job.structures)
+    recipe = Recipe(
+        format=FORMAT,
+        name=name,
+        version=next_version(name),
+        method=job.method,
+        options=options,
+        train_decoder=setting.train_decoder,
+        base_id=entry.id,
+        base_fingerprint=base_print,
+        base_licence=entry.licence,
+        network=entry.network,
+        structures=job.structures,
+        activation=setting.activation,
+        preprocessing=adapted.recipe,
+        window=entry.window,
+        overlap=entry.overlap,
+        record=training_record(adapted, setting, loaded, estimate, time.monotonic() - started),
+    )
+    reporter.check()
+    digest = save_adapter(out, recipe, adapted.attached.state())
+    return {
+        "adapter": str(out),
+        "hash": digest,
+        "name": name,
+        "version": recipe.version,
+        "epochs": len(adapted.history.losses),
+        "seconds": round(time.monotonic() - started, 1),
+        "loss": adapted.history.losses[-1],
+        "trained_share": adapted.attached.trained_share(),
+        "ranks": adapted.attached.facts().get("ranks", {}),
+        "recipe_changes": adapted.changes,
+        "estimate": estimate,
+    }
+
+
+def make_setting(  # noqa: PLR0917
+    entry: ModelEntry,
+    structures: tuple[Structure, ...],
+    loaded: list[LoadedScan],
+    method: str,
+    options: dict[str, Any],
+    device: torch.device,
+    job: AdaptJob,
+    reporter: Reporter,
+) -> Setting:
+    """Decide head and decoder by DESIGN's rules: overlap makes a sigmoid head, any novel structure trains the decoder."""
+    known = {s.name for s in entry.structures}
+    novel = [s.name for s in structures if s.name not in known]
+    if novel:
+        reporter.log(f"Novel for this model: {', '.join(novel)}; the decoder trains too.")
+    activation = "sigmoid" if structures_overlap(loaded) else "softmax"
+    if activation == "sigmoid":
+        reporter.log("Structures overlap: each gets its own yes-or-no output, results are layered .seg.nrrd files.")
+    return Setting(
+        entry=entry,
+        structures=structures,
+        activation=activation,
+        method=method,
+        options=options,
+        train_decoder=bool(novel),
+        device=device,
+        seed=job.seed,
+        precision=job.precision,
+        epochs=job.epochs,
+        budget_minutes=job.budget_minutes,
+        smaller_plan=reporter.smaller_plan,
+    )
+
+
+def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Adapted:
+    """Preprocess, plan, attach, fit and prune. Every choice that depends on the scans is made in here."""
+    facts = [support_facts(scan.volume, scan.masks, setting.entry.preprocessing) for scan in loaded]
+    recipe, changes = choose_recipe(setting.entry.preprocessing, facts)
+    for change in changes:
+        reporter.log(change)
+    scans = prepare_scans(list(loaded), recipe, setting.structures, setting.activation == "sigmoid", setting.device)
+    torch.manual_seed(setting.seed)
+    network, anatomy = starting_network(setting)
+    attached = attach(network, anatomy, setting.method, setting.options, setting.train_decoder)
+    network.to(setting.device)
+    plan = _plan(setting, scans, attached, anatomy.divisor)
+    reporter.log(plan.sentence())
+    groups = attached.parameter_groups(learning_rates(setting.options))
+    deadline = None if setting.budget_minutes is None else setting.budget_minutes * 60
+    history = fit(attached, groups, scans, plan.schedule, setting.activation, reporter, deadline)
+    attached.prune()
+    return Adapted(attached, recipe, changes, plan, history)
+
+
+def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy]:
+    """The base with a head for the structures; from scratch: the same network with random weights."""
+    if setting.scratch:
+        return build(setting.entry.network, n_outputs(setting.structures, setting.activation))
+    network, anatomy = load_base(setting.entry)
+    fit_head(network, anatomy, setting.entry, setting.structures, setting.activation)
+    return network, anatomy
+
+
+def _plan(setting: Setting, scans: list[Scan], attached: Attached, divisor: int) -> Plan:
+    return make_plan(
+        attached.network,
+        [tuple(scan.image.shape[1:]) for scan in scans],
+        setting.entry.window,
+        divisor,
+        setting.device,
+        budget_minutes=setting.budget_minutes,
+        epochs=setting.epochs,
+        precision=setting.precision,
+        seed=setting.seed,
+        smaller=setting.smaller_plan,
+    )
+
+
+def leave_one_out(
+    setting: Setting, loaded: list[LoadedScan], reporter: Reporter
+) -> dict[str, list[float | None]] | None:
+    """Dice of each scan under an adapter trained on the others, every choice repeated inside the loop.
+
+    Returns
+    -------
+    dict or None
+        Structure -> one Dice a scan (None where the scan does not label it); None under three scans ("not estimated").
+    """
+    if len(loaded) < 3:
+        reporter.warning(f"{len(loaded)} scans are too few to estimate accuracy (3 are needed): not estimated.")
+        return None
+    quiet = copy.copy(reporter)
+    quiet.checkpoint = None  # the checkpoint is of the main training
+    found: dict[str, list[float | None]] = {s.name: [] for s in setting.structures}
+    for number, left_out in enumerate(loaded, start=1):
+        others = [scan for scan in loaded if scan is not left_out]
+        adapted = train_adapter(setting, others, quiet)
+        masks = predict_masks(adapted, setting, left_out, reporter)
+        for structure in setting.structures:
+            whole = left_out.known[structure.name] is True
+            truth = left_out.masks[structure.name]
+            found[structure.name].append(float(dice(masks[structure.name], truth)) if whole else None)
+        reporter.progress("estimate", number, len(loaded))
+    return found
+
+
+def predict_masks(adapted: Adapted, setting: Setting, scan: LoadedScan, reporter: Reporter) -> dict[str, np.ndarray]:
+    """Masks (I, J, K) by structure name, on the scan's own grid."""
+    result = segment(
+        adapted.attached.merge(),
+        prepare(scan.volume, adapted.recipe),
+        n_outputs(setting.structures, setting.activation),
+        setting.entry.window,
+        setting.entry.overlap,
+        setting.activation,
+        setting.device,
+        precision=setting.precision,
+        reporter=reporter,
+    )
+    if setting.activation == "sigmoid":
+        return {s.name: result[i] for i, s in enumerate(setting.structures)}
+    return {s.name: result == i for i, s in enumerate(setting.structures, start=1)}
+
+
+def training_record(
+    adapted: Adapted,
+    setting: Setting,
+    loaded: list[LoadedScan],
+    estimate: dict[str, list[float | None]] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Facts about the training for the adapter file: no paths, no names of scans."""
+    history = adapted.history
+    states = {s.name: [scan.state_of(s.name) for scan in loaded] for s in setting.structures}
+    return {
+        "shots": len(loaded),
+        "labelled": {name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()},
+        "novel": sorted({s.name for s in setting.structures} - {s.name for s in setting.entry.structures}),
+        "epochs": len(history.losses),
+        "best_epoch": history.best_epoch + 1,
+        "stopped": history.stopped or "all epochs done",
+        "losses": [round(loss, 5) for loss in history.losses],
+        "retries": history.retries,
+        "patch": list(adapted.plan.schedule.patch),
+        "precision": adapted.plan.schedule.precision,
+        "seed": setting.seed,
+        "recipe_changes": adapted.changes,
+        "trained_share": adapted.attached.trained_share(),
+        "ranks": adapted.attached.facts().get("ranks", {}),
+        "estimate": estimate if estimate is not None else "not estimated",
+        "seconds": round(seconds, 1),
+        "software": {"peftseg": __version__, "torch": torch.__version__.split("+")[0]},
+    }
+
+
+def _check_output(out: Path) -> Path:
+    if out.suffix != ".safetensors":
+        raise BadInput(f"The adapter file '{out.name}' does not end in .safetensors.", "Give such a name with --out.")
+    if out.exists():
+        raise BadInput(f"The adapter file {out} exists; adapters are never overwritten.", "Give another name.")
+    require_writable_dir(out.parent)
+    return out
+
+
+def _warn_about(loaded: list[LoadedScan], reporter: Reporter) -> None:
+    if len(loaded) == 1:
+        reporter.warning("Only one labelled scan: the adapter will know one patient; about five are advised.")
+    for number, scan in enumerate(loaded, start=1):
+        for problem in check_laterality(scan.masks, scan.volume.grid):
+            reporter.warning(f"Scan {number}: {problem}")
