@@ -108,12 +108,12 @@ class Site:
 
 
 SITE_A = Site(
-    "A", ("native", "venous"), gain=(0.94, 1.06), shift=(-12, 12), noise=(8, 28), blur=(0.8, 2.2), bias=(0.0, 0.05),
+    "A", ("native", "venous"), gain=(0.94, 1.06), shift=(-12, 12), noise=(8, 28), blur=(0.8, 2.2), bias=(0.0, 0.03),
     spread=9.0,
 )  # fmt: skip
 SITE_B = Site(
     "B", ("arterial",), spacing=(3.2, 3.2, 4.2), field=(288.0, 240.0, 210.0), orientation="LPS", gain=(0.88, 0.94),
-    shift=(10, 22), noise=(28, 40), blur=(1.8, 2.6), bias=(0.03, 0.06),
+    shift=(10, 22), noise=(28, 40), blur=(1.8, 2.6), bias=(0.01, 0.03),
 )  # fmt: skip
 SITES = {site.name: site for site in (SITE_A, SITE_B)}
 
