@@ -1,0 +1,13 @@
+"""Decoder tuning: decoder and head are trained outright (METHODS 6.4)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from peftseg.adapters.base import Attached, freeze
+from peftseg.networks import Anatomy
+
+
+def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: bool) -> Attached:
+    """Freeze the network but for decoder and head, in place; `train_decoder` has no effect."""
+    return Attached(network, freeze(network, anatomy, ("decoder", "head")))

@@ -1,0 +1,13 @@
+"""Linear probe: the head alone is trained (METHODS 2.5, "LP")."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from peftseg.adapters.base import Attached, freeze
+from peftseg.networks import Anatomy
+
+
+def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: bool) -> Attached:
+    """Freeze the network but for its head, in place; `train_decoder` has no effect."""
+    return Attached(network, freeze(network, anatomy, ("head",)))
