@@ -147,7 +147,7 @@ def curves(losses: Sequence[float], ranks: Sequence[Mapping[str, int]] = ()) -> 
 
 
 def training_history(events: Iterable[Mapping[str, Any]]) -> tuple[list[float], list[dict[str, int]]]:
-    """Losses and ranks by epoch, from the `progress` events of the stage "train"; of a repeated epoch the last counts."""
+    """Losses and ranks by epoch, from the `progress` events of the stage "train"; a repeated epoch counts once."""
     steps = {
         e["step"]: e for e in events if e["event"] == "progress" and e["stage"] == "train" and e.get("loss") is not None
     }
