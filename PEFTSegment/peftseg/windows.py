@@ -1,0 +1,223 @@
+"""Sliding-window logits, slab by slab along the first axis, with bounded memory.
+
+Windows lie where MONAI's `sliding_window_inference` puts them and are blended with its Gaussian weights. Own code,
+because MONAI holds the logits of every structure for the whole volume (105 structures of a torso: tens of GB), and
+runs the network on windows that hold nothing but air.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from torch.nn import functional as F
+
+from peftseg.errors import BadInput
+from peftseg.events import Reporter
+
+SIGMA_SCALE = 0.125  # of the Gaussian weights, in windows
+BLANK_TOLERANCE = 1e-6  # of the image's range: rounding of a constant region
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Where the windows lie.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Voxels of the image.
+    window : tuple of int
+        Voxels of a window.
+    before, after : tuple of int
+        Voxels padded along each axis where the image is smaller than the window.
+    starts : tuple of tuple of int
+        First voxels of the windows along each axis of the padded image, ascending.
+    """
+
+    shape: tuple[int, int, int]
+    window: tuple[int, int, int]
+    before: tuple[int, int, int]
+    after: tuple[int, int, int]
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Finished logits of some planes and rows of the model grid.
+
+    Neighbouring slabs share one plane or row, so that a consumer can interpolate between voxels.
+
+    Attributes
+    ----------
+    planes, rows : tuple of int
+        First and last voxel (inclusive) along the first and second axis.
+    logits : tensor (C, planes, rows, K') float32
+        Valid until the next slab is asked for.
+    """
+
+    planes: Span
+    rows: Span
+    logits: torch.Tensor
+
+
+def tile(shape: Sequence[int], window: Sequence[int], overlap: float) -> Tiling:
+    """Place windows as MONAI's `sliding_window_inference` does; BadInput for a window or overlap that cannot be."""
+    if len(window) != 3 or min(window) < 1 or not 0 <= overlap < 1:
+        raise BadInput(
+            f"Window {tuple(window)} with overlap {overlap} is not possible; expected three sizes of at least 1 voxel "
+            "and an overlap from 0 to below 1.",
+            "Correct the model's window and overlap.",
+        )
+    missing = [max(0, w - n) for n, w in zip(shape, window, strict=True)]
+    before = tuple(m // 2 for m in missing)
+    after = tuple(m - b for m, b in zip(missing, before, strict=True))
+    starts = []
+    for n, m, w in zip(shape, missing, window, strict=True):
+        interval = w if n + m == w else max(1, int(w * (1 - overlap)))
+        starts.append(tuple(s.start for (s,) in dense_patch_slices((n + m,), (w,), (interval,))))
+    return Tiling(tuple(shape), tuple(window), before, after, tuple(starts))
+
+
+def split_rows(tiling: Tiling, n_outputs: int, limit_bytes: int) -> list[Span]:
+    """Divide the second axis into strips (first and last row, sharing one) whose accumulators keep to a limit.
+
+    Windows across the border of two strips are computed for both, so strips are no narrower than a window's step.
+    """
+    rows = tiling.shape[1]
+    planes, columns = tiling.window[0] + 1, tiling.shape[2] + tiling.before[2] + tiling.after[2]
+    row_bytes = 4 * (n_outputs + 1) * planes * columns
+    step = tiling.starts[1][1] - tiling.starts[1][0] if len(tiling.starts[1]) > 1 else rows
+    size = max(limit_bytes // row_bytes, step, 1)
+    count = max(1, math.ceil((rows - 1) / size))
+    edges = [round(i * (rows - 1) / count) for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def logit_slabs(
+    forward: Forward,
+    image: torch.Tensor,
+    n_outputs: int,
+    tiling: Tiling,
+    *,
+    limit_bytes: int,
+    batch: int = 1,
+    reporter: Reporter | None = None,
+) -> Iterator[Slab]:
+    """Blended logits of an image, slab by slab along the first axis (within each strip of rows).
+
+    A window in which every voxel has the image's smallest value (air, padding) is computed once, and its logits are
+    used for all of them: the result is the same.
+
+    Parameters
+    ----------
+    forward : callable
+        (B, 1, *window) -> (B, C, *window) logits of any float type.
+    image : tensor (1, I', J', K')
+        float32, on the device of the computation.
+    limit_bytes : int
+        For the accumulators; see `split_rows`.
+    batch : int
+        Windows a forward pass.
+
+    Raises
+    ------
+    BadInput
+        The network has another number of outputs or another output size than expected.
+    JobCancelled
+        The user cancelled (asked between windows).
+    """
+    background = float(image.min())
+    blank_below = background + BLANK_TOLERANCE * (float(image.max()) - background)
+    pads = [p for axis in (2, 1, 0) for p in (tiling.before[axis], tiling.after[axis])]
+    padded = F.pad(image, pads, value=background) if any(pads) else image
+    run = _Runner(forward, padded[0], n_outputs, tiling.window, blank_below, batch, reporter)
+    for rows in split_rows(tiling, n_outputs, limit_bytes):
+        yield from _strip_slabs(run, tiling, rows, n_outputs, padded.device)
+
+
+def _strip_slabs(run: _Runner, tiling: Tiling, rows: Span, n_outputs: int, device: torch.device) -> Iterator[Slab]:
+    """Sweep one strip: add all windows that start at one plane, then hand out the planes that no later one touches."""
+    depth, height, _ = tiling.window
+    top, bottom = rows[0] + tiling.before[1], rows[1] + 1 + tiling.before[1]
+    width = tiling.shape[2] + tiling.before[2] + tiling.after[2]
+    columns = slice(tiling.before[2], tiling.before[2] + tiling.shape[2])
+    weights = compute_importance_map(tiling.window, mode="gaussian", sigma_scale=SIGMA_SCALE, device=device)
+    # Plane 0 is the last finished plane of the slab before; planes 1.. are where the windows go.
+    total = torch.zeros((n_outputs + 1, depth + 1, bottom - top, width), device=device)  # the last row sums weights
+    starts = tiling.starts[0]
+    ends = (*starts[1:], starts[-1] + depth)
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        corners = [(start, j, k) for j in tiling.starts[1] if j < bottom and j + height > top for k in tiling.starts[2]]
+        for (_, j, k), logits in run(corners):
+            _add_window(total[:, 1:], logits, weights, j - top, k)
+        done = end - start
+        total[:-1, 1 : done + 1] /= total[-1:, 1 : done + 1]
+        # In padded planes, a slab is from `start` (or one before it, shared) to `end`; only a single one is padded.
+        first = tiling.before[0] if number == 0 else start - 1
+        last = min(end, tiling.before[0] + tiling.shape[0]) - 1
+        planes = (first - tiling.before[0], last - tiling.before[0])
+        yield Slab(planes, rows, total[:-1, first - start + 1 : last - start + 2, :, columns])
+        for channel in total:  # one at a time: the copy that an overlapping move needs stays small
+            channel[: depth + 1 - done] = channel[done:].clone()
+            channel[depth + 1 - done :] = 0
+
+
+def _add_window(total: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor, row: int, column: int) -> None:
+    """Add one window's weighted logits to the accumulators (C + 1, depth, rows, columns), cut to the strip's rows."""
+    lo, hi = max(row, 0), min(row + weights.shape[1], total.shape[2])
+    cut = slice(lo - row, hi - row)
+    columns = slice(column, column + weights.shape[2])
+    weights = weights[:, cut]
+    for channel, values in zip(total, logits, strict=False):
+        channel[:, lo:hi, columns].addcmul_(values[:, cut].float(), weights)
+    total[-1, :, lo:hi, columns] += weights
+
+
+@dataclass
+class _Runner:
+    """Runs the network on windows of one image, in batches, blank windows once."""
+
+    forward: Forward
+    image: torch.Tensor  # (I, J, K), padded
+    n_outputs: int
+    window: tuple[int, int, int]
+    blank_below: float
+    batch: int
+    reporter: Reporter | None
+    blank_logits: torch.Tensor | None = None
+
+    def __call__(self, corners: list[tuple[int, int, int]]) -> Iterator[tuple[tuple[int, int, int], torch.Tensor]]:
+        """Corner and logits (C, *window) of each window; blank ones last."""
+        full, blank = [], []
+        for corner in corners:
+            (blank if float(self._cut(corner).max()) <= self.blank_below else full).append(corner)
+        for first in range(0, len(full), self.batch):
+            some = full[first : first + self.batch]
+            yield from zip(some, self._logits(some), strict=True)
+        if blank and self.blank_logits is None:
+            self.blank_logits = self._logits(blank[:1])[0]
+        for corner in blank:
+            yield corner, self.blank_logits
+
+    def _cut(self, corner: tuple[int, int, int]) -> torch.Tensor:
+        return self.image[tuple(slice(c, c + w) for c, w in zip(corner, self.window, strict=True))]
+
+    def _logits(self, corners: list[tuple[int, int, int]]) -> torch.Tensor:
+        if self.reporter is not None:
+            self.reporter.check()
+        logits = self.forward(torch.stack([self._cut(corner) for corner in corners])[:, None])
+        expected = (len(corners), self.n_outputs, *self.window)
+        if tuple(logits.shape) != expected:
+            raise BadInput(
+                f"The network answers {tuple(logits.shape)} to windows of {self.window} voxels; expected {expected}.",
+                "Check the number of structures and that the window is a multiple of the network's divisor.",
+            )
+        return logits
