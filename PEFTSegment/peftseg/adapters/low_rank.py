@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.amp import is_autocast_available
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
@@ -145,7 +147,9 @@ class LowRank(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """W0 -> W0 + change, in the precision of the weights also under autocast, so that merging changes nothing."""
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        # The meta device, on which sizes are counted, has no autocast.
+        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
             return weight + self.delta()
 
     def _in_place(self, block: str, matrix: torch.Tensor) -> torch.Tensor:
