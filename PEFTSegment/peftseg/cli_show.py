@@ -1,0 +1,227 @@
+"""The subcommands that show and share: models, methods, adapters, evaluate, demo, doctor. Torch-free until needed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peftseg import cli_options as options
+from peftseg.cli_progress import JsonLines, ProgressBar
+from peftseg.events import Reporter, plain
+from peftseg.models import catalogue, read_model_dir, to_dict
+from peftseg.paths import write_text
+
+
+def add_subcommands(subparsers: Any) -> None:
+    """Add this module's subcommands to the command line."""
+    parser = subparsers.add_parser("models", help="the catalogue of foundation models")
+    parser.add_argument("--dir", action="append", default=[], metavar="MODELDIR", help="show this model folder too")
+    _show(parser, models)
+    _show(subparsers.add_parser("methods", help="the methods and their options"), methods)
+    _add_adapters(subparsers.add_parser("adapters", help="the adapter library"))
+    _add_evaluate(subparsers.add_parser("evaluate", help="Dice, surface Dice and HD95 of segmentations"))
+    parser = subparsers.add_parser("demo", help="the whole story on made-up anatomy, offline, in minutes")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds are other persons (default: %(default)s)")
+    _show(parser, demo)
+    _show(subparsers.add_parser("doctor", help="environment report to paste into a question"), doctor)
+
+
+def _show(parser: options.Parser, function: Any) -> None:
+    options.add_json(parser)
+    parser.set_defaults(run=function)
+
+
+def _add_adapters(parser: options.Parser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|show|export|import|remove")
+    _show(verbs.add_parser("list", help="all adapters in the library"), adapters_list)
+    for verb, text, function in (
+        ("show", "what an adapter is and how it was made", adapters_show),
+        ("export", "copy an adapter out of the library", adapters_export),
+        ("remove", "delete an adapter from the library", adapters_remove),
+    ):
+        verb_parser = verbs.add_parser(verb, help=text)
+        verb_parser.add_argument("adapter", metavar="NAME|FILE")
+        if verb == "export":
+            verb_parser.add_argument("file", metavar="FILE", help="where to write it")
+        _show(verb_parser, function)
+    verb_parser = verbs.add_parser("import", help="take an adapter file into the library")
+    verb_parser.add_argument("file", metavar="FILE")
+    _show(verb_parser, adapters_import)
+
+
+def _add_evaluate(parser: options.Parser) -> None:
+    parser.add_argument("--prediction", required=True, metavar="DIR", help="folder of segmentations, or one file")
+    parser.add_argument("--truth", required=True, metavar="DIR", help="folder of the right ones, or one file")
+    parser.add_argument("--structures", metavar="NAME=VALUE,...", help="what to compare (default: all)")
+    parser.add_argument("--csv", metavar="FILE", help="write the table to a file too")
+    _show(parser, evaluate)
+
+
+def models(arguments: Namespace) -> int:
+    """`peftseg models`."""
+    entries = [*catalogue().values(), *(read_model_dir(Path(folder)) for folder in arguments.dir)]
+    rows = [{**to_dict(entry), "weights_here": entry.weights_path is not None} for entry in entries]
+    if arguments.json:
+        _print_json(rows)
+        return 0
+    for row in rows:
+        here = "weights here" if row["weights_here"] else "weights not here"
+        print(f"{row['id']}: {row['title']} ({row['modality']}; {row['licence'] or 'no licence named'}; {here})")
+        print(f"    structures: {', '.join(s['name'] for s in row['structures'])}")
+    if not rows:
+        print("No models.")
+    return 0
+
+
+def methods(arguments: Namespace) -> int:
+    """`peftseg methods`."""
+    from dataclasses import asdict
+
+    from peftseg.adapters.table import METHODS
+
+    if arguments.json:
+        _print_json([asdict(method) for method in METHODS.values()])
+        return 0
+    for method in METHODS.values():
+        print(f"{method.name}: {method.title}. {method.summary}")
+        for option in method.options:
+            limits = f" ({', '.join(option.choices)})" if option.choices else ""
+            print(f"    {option.name}={option.default}{limits}: {option.help}")
+    return 0
+
+
+def adapters_list(arguments: Namespace) -> int:
+    """`peftseg adapters list`."""
+    from peftseg.library import list_adapters
+
+    rows = list_adapters()
+    if arguments.json:
+        _print_json(rows)
+    elif not rows:
+        print("The library is empty.")
+    else:
+        _print_rows(rows)
+    return 0
+
+
+def adapters_show(arguments: Namespace) -> int:
+    """`peftseg adapters show NAME|FILE`."""
+    from peftseg.library import show_adapter
+
+    found = show_adapter(arguments.adapter)
+    if arguments.json:
+        _print_json(found)
+    else:
+        for key, value in plain(found).items():
+            print(f"{key}: {_cell(value)}")
+    return 0
+
+
+def adapters_export(arguments: Namespace) -> int:
+    """`peftseg adapters export NAME FILE`."""
+    from peftseg.library import export_adapter
+
+    return _print_done("exported", export_adapter(arguments.adapter, Path(arguments.file)), arguments.json)
+
+
+def adapters_import(arguments: Namespace) -> int:
+    """`peftseg adapters import FILE`."""
+    from peftseg.library import import_adapter
+
+    return _print_done("imported", import_adapter(options.existing(arguments.file, "adapter file")), arguments.json)
+
+
+def adapters_remove(arguments: Namespace) -> int:
+    """`peftseg adapters remove NAME`."""
+    from peftseg.library import remove_adapter
+
+    return _print_done("removed", remove_adapter(arguments.adapter), arguments.json)
+
+
+def evaluate(arguments: Namespace) -> int:
+    """`peftseg evaluate`."""
+    from peftseg.metrics import evaluate_folders
+
+    structures = options.parse_structures(arguments.structures) if arguments.structures else None
+    prediction = options.existing(arguments.prediction, "prediction")
+    rows = evaluate_folders(prediction, options.existing(arguments.truth, "truth"), structures)
+    if arguments.csv:
+        write_text(arguments.csv, _csv_text(rows))
+    if arguments.json:
+        _print_json(rows)
+    else:
+        _print_rows(rows)
+    return 0
+
+
+def demo(arguments: Namespace) -> int:
+    """`peftseg demo`."""
+    from peftseg.demo import run_demo
+
+    echo = JsonLines(sys.stdout) if arguments.json else ProgressBar(sys.stderr)
+    reporter = Reporter(lambda kind, fields: echo({"event": kind, **plain(fields)}))
+    result = run_demo(Path(arguments.out), arguments.seed, reporter)
+    if arguments.json:
+        echo({"event": "finished", **plain(result)})
+    else:
+        print(f"Report: {result['report']}")
+        print(f"Adapter: {result['adapter']}")
+    return 0
+
+
+def doctor(arguments: Namespace) -> int:
+    """`peftseg doctor`."""
+    from peftseg.doctor import examine, report_text
+
+    facts = examine()
+    if arguments.json:
+        _print_json(facts)
+    else:
+        print(report_text(facts))
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _print_done(done: str, result: Any, as_json: bool) -> int:
+    if as_json:
+        _print_json({done: result})
+    else:
+        print(f"{done.capitalize()}: {_cell(plain(result))}" if result is not None else f"{done.capitalize()}.")
+    return 0
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with one line a row, columns in the order of the rows' keys."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "-"
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+
+
+def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,311 @@
+"""The client of jobs: start, tail, cancel, find again. Torch-free, standard library only; used by Slicer and scripts.
+
+A job is a folder and a detached process; see Docs/job-protocol.md. Nothing here blocks except `JobHandle.wait`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from peftseg import config
+from peftseg.errors import BadInput, PeftsegError, unknown_name
+from peftseg.events import CANCEL, ENDINGS, STOP_KEEP, Event, EventLog, read_control, read_events
+from peftseg.job_folder import (
+    end_job,
+    ending_of,
+    is_alive,
+    kill_job,
+    prepare_resume,
+    process_record,
+    record_process,
+    was_launched,
+)
+from peftseg.locks import FileLock
+from peftseg.paths import jobs_dir, owner_only, remove_tree, write_text
+
+WORKER = ("-m", "peftseg", "worker")
+MODULE_FOLDER = Path(__file__).resolve().parents[1]
+FOREIGN_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+KILLED = (-9, 9, 137)  # signal 9, as Popen, a launcher that passes it on, and a shell say it
+LOG_TAIL = 2000  # characters of worker.log in a `failed` event
+
+
+def create_job(job: config.Job) -> Path:
+    """Write a job folder with an opaque id under `jobs_dir()`, and return it; relative paths are made absolute."""
+    jobdir = owner_only(jobs_dir() / uuid.uuid4().hex)
+    write_text(jobdir / "job.json", config.to_json(config.with_absolute_paths(job)))
+    return jobdir
+
+
+def start(jobdir: Path, python: str = sys.executable, command: tuple[str, ...] = WORKER) -> JobHandle:
+    """Start a job's worker as a detached process that outlives this one.
+
+    Parameters
+    ----------
+    jobdir : Path
+        A job folder that no worker runs in.
+    python : str
+        The interpreter; one that is not this process's own gets an environment cleared of this one's Python.
+    command : tuple of str
+        Arguments of the interpreter before the job folder.
+    """
+    jobdir = Path(jobdir).absolute()
+    if is_alive(jobdir):
+        raise BadInput(f"Job {jobdir.name} runs already.", "Attach to it instead.")
+    if ending_of(jobdir) is not None:
+        raise BadInput(f"Job {jobdir.name} has ended.", "Resume it, or create a new one.")
+    return JobHandle(jobdir, _launch(jobdir, python, command), python, command)
+
+
+def resume(jobdir: Path, python: str = sys.executable, command: tuple[str, ...] = WORKER) -> JobHandle:
+    """Start a failed, cancelled or lost job again; it goes on from its checkpoint where there is one."""
+    prepare_resume(jobdir)
+    return start(jobdir, python, command)
+
+
+def attach(jobdir: Path) -> JobHandle:
+    """A handle to a job that another process, or this one, started earlier; its events are read from the first on."""
+    jobdir = Path(jobdir).absolute()
+    if not (jobdir / "job.json").is_file():
+        raise BadInput(f"{jobdir} is not a job folder: it has no job.json.", "See `peftseg jobs list`.")
+    return JobHandle(jobdir, None, sys.executable, WORKER)
+
+
+class JobHandle:
+    """One job as seen by its client. Call `poll` from a timer; it returns at once.
+
+    Attributes
+    ----------
+    jobdir : Path
+        The job's folder; its name is the job's id.
+    ending : dict or None
+        The ending event, once `poll` has met it.
+    """
+
+    def __init__(self, jobdir: Path, process: subprocess.Popen | None, python: str, command: tuple[str, ...]) -> None:
+        self.jobdir = jobdir
+        self.ending: Event | None = None
+        self._started = False
+        self._process = process
+        self._python, self._command = python, command
+        self._offset = 0
+        self._kill_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The job's opaque id."""
+        return self.jobdir.name
+
+    @property
+    def state(self) -> str:
+        """As of the last `poll`: "created", "queued", "running", "finished", "failed" or "cancelled"."""
+        if self.ending is not None:
+            return self.ending["event"]
+        if self._started:
+            return "running"
+        return "queued" if process_record(self.jobdir) else "created"
+
+    def poll(self) -> list[Event]:
+        """New events since the last call; also ends what does not cancel in time, and finds workers that died."""
+        events = self._tail()
+        if self.ending is None and self._kill_at is not None and time.monotonic() >= self._kill_at:
+            kill_job(self.jobdir)
+        if self.ending is None and not self._lives() and was_launched(self.jobdir):
+            events += self._tail()  # what it wrote between the last look and its end
+            if self.ending is None:
+                self._settle()
+                events += self._tail()
+        if self.ending is not None:
+            self._lives()  # takes note of the exit, so that no zombie stays
+        return events
+
+    def cancel(self, grace_s: float = 2.0) -> None:
+        """Ask the worker to stop; a `poll` after `grace_s` seconds kills it with all its children."""
+        if self.ending is not None:
+            return
+        write_text(self.jobdir / "control", CANCEL)
+        self._kill_at = time.monotonic() + grace_s
+        if not was_launched(self.jobdir):
+            end_job(self.jobdir, "cancelled", {"message": "The job was cancelled before it started."})
+
+    def stop_and_keep(self) -> None:
+        """Ask the worker to finish now with the best so far."""
+        if self.ending is None and self._kill_at is None:
+            write_text(self.jobdir / "control", STOP_KEEP)
+
+    def wait(self, timeout_s: float | None = None) -> Event:
+        """Poll until the job has ended and return the ending event; TimeoutError after `timeout_s` seconds."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.ending is None:
+            self.poll()
+            if self.ending is None:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(f"job {self.id} has not ended within {timeout_s} s")
+                time.sleep(0.05)
+        return self.ending
+
+    def _tail(self) -> list[Event]:
+        events, self._offset = read_events(self.jobdir / "events.jsonl", self._offset)
+        for event in events:
+            self._started = self._started or event["event"] == "started"
+            if event["event"] in ENDINGS:
+                self.ending = event
+        return events
+
+    def _lives(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            return False
+        return is_alive(self.jobdir)
+
+    def _settle(self) -> None:
+        """Write the ending that a dead worker could not write, or start it once more when memory ran out."""
+        lock = FileLock(self.jobdir / "client.lock")
+        if not lock.acquire():
+            return  # another client is at it; the next poll sees the outcome
+        try:
+            if is_alive(self.jobdir) or ending_of(self.jobdir) is not None:
+                return
+            code = self._process.returncode if self._process is not None else None
+            kill_job(self.jobdir)  # children that it left behind
+            if read_control(self.jobdir / "control") == CANCEL:
+                end_job(self.jobdir, "cancelled", {"message": "The job did not stop in time and was ended."})
+            elif code in KILLED and not (self.jobdir / "retry").exists():
+                self._start_smaller()
+            else:
+                end_job(self.jobdir, "failed", _last_words(self.jobdir, code))
+        finally:
+            lock.release()
+
+    def _start_smaller(self) -> None:
+        write_text(self.jobdir / "retry", json.dumps({"smaller_plan": True}))
+        message = "The system ended the job, most likely because memory ran out. It starts once more with less memory."
+        EventLog(self.jobdir / "events.jsonl").append("warning", {"message": message})
+        self._process = _launch(self.jobdir, self._python, self._command)
+
+
+def list_jobs() -> list[dict[str, Any]]:
+    """All jobs of this user, oldest first: id, kind, name, state, alive, resumable, created (seconds), folder.
+
+    A job whose worker is gone without an ending event is listed as "failed"; nothing is changed.
+    """
+    folders = [p.parent for p in jobs_dir().glob("*/job.json")]
+    return sorted((_summary(folder) for folder in folders), key=lambda job: job["created"])
+
+
+def find_job(job_id: str) -> Path:
+    """Folder of a job by its id, or by the beginning of it that no other shares."""
+    ids = [job["id"] for job in list_jobs()]
+    found = [i for i in ids if i.startswith(job_id)] if job_id else []
+    if len(found) != 1:
+        raise unknown_name("job", job_id, found or ids)
+    return jobs_dir() / found[0]
+
+
+def clean_up(jobdir: Path) -> None:
+    """Delete a job's folder with all in it; refused while its worker lives."""
+    if not (Path(jobdir) / "job.json").is_file():
+        raise BadInput(f"{jobdir} is not a job folder.", "See `peftseg jobs list`.")
+    if is_alive(jobdir):
+        raise BadInput(f"Job {Path(jobdir).name} still runs.", "Cancel it first.")
+    remove_tree(Path(jobdir))
+
+
+def delete_scratch() -> None:
+    """Delete exported scans and caches of all jobs that run no more; called whenever the program starts."""
+    for job in list_jobs():
+        scratch = Path(job["folder"]) / "scratch"
+        if not job["alive"] and job["state"] != "created" and scratch.is_dir():
+            remove_tree(scratch)
+
+
+def worker_environment(python: str) -> dict[str, str]:
+    """Environment of a worker: the package on PYTHONPATH; another interpreter gets nothing else of this Python."""
+    environment = dict(os.environ)
+    path = [str(MODULE_FOLDER)]
+    if os.path.abspath(python) == os.path.abspath(sys.executable):
+        path += [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
+    else:
+        for name in FOREIGN_VARIABLES:
+            environment.pop(name, None)
+    environment["PYTHONPATH"] = os.pathsep.join(path)
+    return environment
+
+
+def _launch(jobdir: Path, python: str, command: tuple[str, ...]) -> subprocess.Popen:
+    """Start the worker in a session of its own; its output goes to worker.log, unbuffered, with crash reports."""
+    options: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+    arguments = [python, "-u", "-X", "faulthandler", *command, str(jobdir)]
+    try:
+        with open(jobdir / "worker.log", "ab") as log:
+            process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=jobdir,
+                env=worker_environment(python),
+                **options,
+            )
+    except OSError as error:
+        raise BadInput(
+            f"The interpreter {python} cannot be started: {error.strerror}.", "Repair or choose the environment again."
+        ) from error
+    record_process(jobdir, process.pid)
+    return process
+
+
+def _last_words(jobdir: Path, code: int | None) -> dict[str, Any]:
+    """The `failed` event of a worker that died without one."""
+    log = jobdir / "worker.log"
+    tail = log.read_bytes().decode("utf-8", errors="replace")[-LOG_TAIL:] if log.is_file() else ""
+    facts = {"exit_code": code, "log": tail}
+    if code in KILLED:
+        message = "The system ended the job twice, most likely because memory ran out."
+        remedy = "Close other programs, crop the scans, or use a computer with more memory; then resume the job."
+        return {"kind": "out_of_memory", "message": message, "remedy": remedy, **facts}
+    how = "while no program watched it" if code is None else f"with {_exit_name(code)}"
+    message = f"The job's process ended without a result, {how}."
+    remedy = "Resume the job; when it fails again, report the end of worker.log."
+    return {"kind": "internal", "message": message, "remedy": remedy, **facts}
+
+
+def _exit_name(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _summary(jobdir: Path) -> dict[str, Any]:
+    created = (jobdir / "job.json").stat().st_mtime
+    try:
+        job = config.from_json((jobdir / "job.json").read_text(encoding="utf-8"))
+        kind, name = config.kind_of(job), getattr(job, "name", "") or Path(job.out).name
+    except PeftsegError:  # of another version: still listed, so that it can be cleaned up
+        kind, name = "unknown", ""
+    alive, ending = is_alive(jobdir), ending_of(jobdir)
+    if ending is not None:
+        state = ending["event"]
+    elif not was_launched(jobdir):
+        state = "created"
+    elif alive:
+        events, _ = read_events(jobdir / "events.jsonl")
+        state = "running" if any(e["event"] == "started" for e in events) else "queued"
+    else:
+        state = "failed"
+    return {
+        "id": jobdir.name,
+        "kind": kind,
+        "name": name,
+        "state": state,
+        "alive": alive,
+        "resumable": not alive and state in ("failed", "cancelled") and (jobdir / "checkpoint.safetensors").is_file(),
+        "created": created,
+        "folder": str(jobdir),
+    }
