@@ -18,7 +18,9 @@ import SimpleITK as sitk
 from peftseg.errors import BadInput
 from peftseg.grid import LPS_RAS, Grid
 
-STEP_TOLERANCE = 0.05  # a slice may lie this part of the slice step off its even place
+STEP_TOLERANCE = 0.05  # a slice may lie this part of the slice step off its even place ...
+ROUNDING_MM = 0.1  # ... or this far, as scanners write positions in tenths of mm, but at most ...
+ROUNDING_SHARE = 0.2  # ... this part of the step
 TILT_TOLERANCE = 0.2  # the stack may shift sideways by this part of a pixel, over all slices
 ORIENTATION_TOLERANCE = 1e-3
 _NO_IMAGE_MODALITIES = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "PR", "SR", "KO", "REG", "DOC"}
@@ -75,9 +77,9 @@ def is_dicom_folder(folder: Path) -> bool:
 def read_series(path: Path | str) -> tuple[np.ndarray, Grid]:
     """Read the one series of a folder, or one multi-frame file.
 
-    Slices are sorted along their normal. A slice may lie up to 5 % of the slice step off its even place, and the whole
-    stack may shift sideways by 0.2 pixels; more is refused. Slices that lack at either end cannot be noticed. Rescale
-    slope and intercept are applied slice by slice.
+    Slices are sorted along their normal. A slice may lie up to 5 % of the slice step or 0.1 mm off its even place, and
+    the whole stack may shift sideways by 0.2 pixels; more is refused. Slices that lack at either end cannot be noticed.
+    Rescale slope and intercept are applied slice by slice.
 
     Returns
     -------
@@ -326,22 +328,23 @@ def _check_regular(positions: np.ndarray, normal: np.ndarray, pixel: float, name
         angle = np.degrees(np.arctan2(np.linalg.norm(sideways[-1] - sideways[0]), depth[-1] - depth[0]))
         problems.append(f"the stack is tilted by {angle:.1f} degrees against its slices (gantry tilt; expected 0)")
     even = depth[0] + mean * np.arange(len(depth))
-    if np.abs(depth - even).max() > STEP_TOLERANCE * usual:
-        problems.append(_uneven(depth, steps, usual))
+    tolerance = max(STEP_TOLERANCE * usual, min(ROUNDING_MM, ROUNDING_SHARE * usual))
+    if np.abs(depth - even).max() > tolerance + 1e-6:
+        problems.append(_uneven(steps, usual, tolerance))
     if problems:
         raise BadInput(f"{name}: {'; '.join(problems)}. Expected evenly spaced parallel slices.", REGULARISE)
     return mean
 
 
-def _uneven(depth: np.ndarray, steps: np.ndarray, usual: float) -> str:
+def _uneven(steps: np.ndarray, usual: float, tolerance: float) -> str:
     whole = np.rint(steps / usual)
-    if (np.abs(steps - whole * usual) <= STEP_TOLERANCE * usual).all():
+    if (np.abs(steps - whole * usual) <= tolerance).all():
         first = int(np.argmax(whole > 1))
         return (
             f"{int((whole - 1).sum())} slices are missing (step {usual:.4g} mm; first gap {steps[first]:.4g} mm after "
-            f"slice {first + 1} of {len(depth)})"
+            f"slice {first + 1} of {len(steps) + 1})"
         )
     return (
         f"the slice steps are uneven, from {steps.min():.4g} to {steps.max():.4g} mm (usual {usual:.4g} mm; "
-        f"a slice may lie {STEP_TOLERANCE:.0%} of it off)"
+        f"a slice may lie {tolerance:.2g} mm off)"
     )
