@@ -114,9 +114,11 @@ def run_demo(
     Raises
     ------
     BadInput
-        When `out` holds something else, or matplotlib is missing. Whatever stops the demo, nothing half-done stays.
+        When `out` holds something else, the seed is negative, or matplotlib is missing. Whatever stops the demo, nothing half-done stays.
     """
     story, out = story or Story(), Path(out)
+    if seed < 0:  # such persons may be among those that the base model was trained on
+        raise BadInput(f"seed is {seed}; expected 0 or more.", "Choose another seed.")
     report.require_matplotlib()
     resolve(story.model)
     check_out(out)

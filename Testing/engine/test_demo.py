@@ -139,6 +139,11 @@ def test_a_file_as_output_is_refused(tmp_path, small_story):
         demo.run_demo(tmp_path / "out", 0, None, small_story)
 
 
+def test_a_negative_seed_is_refused_because_it_may_mean_persons_of_the_base_model(tmp_path, small_story):
+    with pytest.raises(BadInput, match="seed is -1"):
+        demo.run_demo(tmp_path / "out", -1, None, small_story)
+
+
 def cancelling_after(events: int) -> Reporter:
     """A reporter whose user cancels once it has heard more than `events` events."""
     heard = []

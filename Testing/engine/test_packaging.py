@@ -81,9 +81,6 @@ def test_the_installed_copy_is_the_one_that_runs(site, tmp_path):
 def test_the_installed_copy_lists_the_bundled_models_and_finds_their_weights(site, tmp_path):
     bundled = {p.parent.name for p in BUNDLED.glob("*/model.json")}
     assert "phantom-ct" in bundled, "the demo's base model must be bundled"
-    listed = run_installed(site, tmp_path, "-m", "peftseg", "models", "--json")
-    text = json.dumps(json.loads(listed))
-    for entry in catalogue().values():
-        assert f'"{entry.id}"' in text
-    code = "from peftseg.models import catalogue; print([e.id for e in catalogue().values() if e.weights_path is None])"
-    assert run_installed(site, tmp_path, "-c", code).strip() == "[]"
+    listed = json.loads(run_installed(site, tmp_path, "-m", "peftseg", "models", "--json"))
+    assert {row["id"] for row in listed} == set(catalogue()) >= {"phantom-ct"}
+    assert all(row["weights_here"] for row in listed)
