@@ -114,7 +114,8 @@ def run_demo(
     Raises
     ------
     BadInput
-        When `out` holds something else, the seed is negative, or matplotlib is missing. Whatever stops the demo, nothing half-done stays.
+        When `out` holds something else, the seed is negative, or matplotlib is missing. Whatever stops the demo,
+        nothing half-done stays.
     """
     story, out = story or Story(), Path(out)
     if seed < 0:  # such persons may be among those that the base model was trained on
