@@ -143,6 +143,16 @@ def test_a_flipped_bit_in_any_byte_of_the_file_is_refused(tmp_path):
     assert read_recipe(path) == RECIPE
 
 
+def test_other_white_space_in_the_headers_padding_is_refused(adapter):
+    content = adapter.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip(b" ")
+    for padding in (b"\t", b"\n", b" \r"):
+        adapter.write_bytes((len(header) + len(padding)).to_bytes(8, "little") + header + padding + content[end:])
+        with pytest.raises(BadInput, match="header"):
+            read_recipe(adapter)
+
+
 def test_safetensors_itself_would_load_the_flipped_byte(adapter):
     content = bytearray(adapter.read_bytes())
     content[-1] ^= 1
