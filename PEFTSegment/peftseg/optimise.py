@@ -164,7 +164,7 @@ def fit(
         loop.history.seconds = time.monotonic() - started
         loop.history.stopped = _reason_to_stop(loop.history, schedule, reporter, deadline_s)
         loop.report()
-        loop.save(force=bool(loop.history.stopped))
+        loop.save(force=bool(loop.history.stopped) or loop.epoch == schedule.epochs)
     trainable.load_state(loop.best)
     return loop.history
 
@@ -177,6 +177,32 @@ def _reason_to_stop(history: History, schedule: Schedule, reporter: Reporter, de
     if schedule.early_stop and has_converged(history.losses):
         return "converged"
     return ""
+
+
+class Match:
+    """Match to the user's own labels in the patches of an epoch: hard Dice of each structure. It is no accuracy."""
+
+    def __init__(self) -> None:
+        self.counts: torch.Tensor | None = None
+
+    def add(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """Count one batch: logits (B, R, *spatial), target (B, 1, *spatial) class indices or (B, C, *spatial) 0 and 1."""
+        if target.shape[1] == 1 and logits.shape[1] > 1:
+            predicted, n = logits.argmax(1), logits.shape[1]
+            pairs = torch.bincount((predicted * n + target[:, 0].long()).flatten(), minlength=n * n).view(n, n)
+            found = torch.stack([pairs.diagonal(), pairs.sum(0) + pairs.sum(1)])[:, 1:]
+        else:
+            predicted, truth = logits > 0, target > 0
+            axes = (0, *range(2, logits.ndim))
+            found = torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)])
+        self.counts = found if self.counts is None else self.counts + found
+
+    def dice(self) -> list[float | None]:
+        """Dice of each structure, None for one that did not occur."""
+        if self.counts is None:
+            return []
+        overlap, total = self.counts.cpu().double()
+        return [round(float(2 * o / t), 4) if t > 0 else None for o, t in zip(overlap, total, strict=True)]
 
 
 class _Loop:
@@ -202,6 +228,7 @@ class _Loop:
         self.checkpointing = schedule.checkpointing
         self.best = _copy(trainable.state())
         self.best_loss = math.inf
+        self.match = Match()
         self.last_saved = time.monotonic()
         self.good = self._snapshot()
 
@@ -247,6 +274,7 @@ class _Loop:
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         self.trainable.network.train()
+        self.match = Match()
         total = 0.0
         for number, keys in enumerate(steps):
             self.reporter.check()
@@ -309,6 +337,7 @@ class _Loop:
         image, target, known = sample_batch(self.scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
         with autocast(image.device, schedule.precision), _recomputing(self.trainable.network, self.checkpointing):
             logits = self.trainable.network(image)
+        self.match.add(logits.detach(), target)
         if self.loss is softmax_loss:
             return softmax_loss(logits, target[:, 0], known)
         return sigmoid_loss(logits, target, known)
@@ -323,6 +352,7 @@ class _Loop:
             None if self.history.stopped else left,
             loss=self.history.losses[-1],
             smoothed_loss=smoothed(self.history.losses),
+            match=self.match.dice(),
             **self.history.facts[-1],
         )
 

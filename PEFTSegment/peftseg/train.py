@@ -29,7 +29,8 @@ from peftseg.networks import Anatomy, build
 from peftseg.optimise import History, fit
 from peftseg.patches import Scan
 from peftseg.plan import Plan, make_plan
-from peftseg.preprocess import choose_recipe, prepare, support_facts
+from peftseg.preprocess import prepare
+from peftseg.recipe import choose_recipe, support_facts
 from peftseg.study import LoadedScan, check_laterality, require_writable_dir
 from peftseg.version import __version__
 from peftseg.weights import architecture, fingerprint, fit_head, load_base, n_outputs
@@ -167,7 +168,7 @@ def make_setting(  # noqa: PLR0917
 
 def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Adapted:
     """Preprocess, plan, attach, fit and prune. Every choice that depends on the scans is made in here."""
-    facts = [support_facts(scan.volume, scan.masks, setting.entry.preprocessing) for scan in loaded]
+    facts = [support_facts(scan.volume, scan.masks, setting.entry.preprocessing.orientation) for scan in loaded]
     recipe, changes = choose_recipe(setting.entry.preprocessing, facts)
     for change in changes:
         reporter.log(change)
@@ -264,7 +265,7 @@ def training_record(
 ) -> dict[str, Any]:
     """Facts about the training for the adapter file: no paths, no names of scans."""
     history = adapted.history
-    states = {s.name: [scan.state_of(s.name) for scan in loaded] for s in setting.structures}
+    states = {s.name: [label_state(scan, s.name) for scan in loaded] for s in setting.structures}
     return {
         "shots": len(loaded),
         "labelled": {name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()},
@@ -284,6 +285,16 @@ def training_record(
         "seconds": round(seconds, 1),
         "software": {"peftseg": __version__, "torch": torch.__version__.split("+")[0]},
     }
+
+
+def label_state(scan: LoadedScan, name: str) -> str:
+    """What a scan says of a structure: "labelled", "partly labelled", "absent" or "not labelled"."""
+    known = scan.known[name]
+    if isinstance(known, np.ndarray):
+        return "partly labelled"
+    if not known:
+        return "not labelled"
+    return "labelled" if scan.masks[name].any() else "absent"
 
 
 def _check_output(out: Path) -> Path:

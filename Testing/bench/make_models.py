@@ -1,0 +1,151 @@
+"""Train the bundled models and score them: `python Testing/bench/make_models.py brain-t1|phantom-ct`.
+
+The MODELDIR is written to `--out` (default: where the package bundles it). `brain-t1` needs the real volumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from peftseg.config import PretrainJob
+from peftseg.dataset import load_scans
+from peftseg.events import Reporter
+from peftseg.metrics import dice
+from peftseg.models import BUNDLED, ModelEntry, Structure, read_model_dir, to_dict
+from peftseg.preprocess import prepare
+from peftseg.infer import segment
+from peftseg.paths import write_text
+from peftseg.pretrain import run_pretrain
+from peftseg.study import SupportItem, read_support_folder
+from peftseg.weights import load_base
+
+ROOT = Path(__file__).resolve().parents[2]
+
+BRAIN = (
+    Structure("thalamus", 2, (242, 206, 142), "SCT^42695009^Thalamus"),
+    Structure("caudate", 3, (122, 186, 220), "SCT^11000004^Caudate nucleus"),
+    Structure("putamen", 4, (236, 13, 176), "SCT^89278009^Putamen"),
+    Structure("pallidum", 5, (12, 48, 255), "SCT^14738005^Globus pallidus"),
+    Structure("lateral ventricle", 7, (120, 18, 134), "SCT^66720007^Lateral ventricle"),
+    Structure("brainstem", 8, (119, 159, 176), "SCT^15926001^Brainstem"),
+)
+BRAIN_NOTICE = (
+    "Trained on 40 crops of the IXI data set (Hammersmith site, brain-development.org), CC BY-SA 3.0, resampled to 2 mm "
+    "and cropped; the labels are automatic (DLMUSE). The weights are published under CC BY-SA 3.0 with this attribution; "
+    "see LICENSE.txt beside them."
+)
+
+
+def brain_job(data: Path, out: Path, epochs: int) -> tuple[PretrainJob, tuple[SupportItem, ...]]:
+    """`brain-t1`: 40 scans to train on, and the 12 support scans to score the known structures on."""
+    job = PretrainJob(
+        data=read_support_folder(data / "subcortical_ixi" / "pretrain", BRAIN),
+        structures=BRAIN,
+        out=str(out),
+        id="brain-t1",
+        title="Deep grey matter on T1 MR (demonstration)",
+        intensity="zscore",
+        spacing=(2.0, 2.0, 2.0),
+        epochs=epochs,
+        modality="MR",
+        body_part="brain",
+        licence="CC-BY-SA-3.0",
+        licence_notice=BRAIN_NOTICE,
+        description=(
+            "A small demonstration model trained on 40 cropped T1 scans of one scanner; not a foundation model. Its labels "
+            "are automatic, so its scores are agreement with them."
+        ),
+        seed=0,
+    )
+    return job, read_support_folder(data / "subcortical_ixi" / "support", BRAIN)
+
+
+def phantom_job(folder: Path, out: Path, epochs: int) -> tuple[PretrainJob, tuple[SupportItem, ...]]:
+    """`phantom-ct`: made-up abdomens of the training site, 60 to train on and 10 to score on."""
+    from peftseg import phantom
+
+    structures = phantom.BASE_STRUCTURES
+    names = [s.name for s in structures]
+    phantom.write_dataset(folder / "train", range(1000, 1060), phantom.SITE_A, names)
+    phantom.write_dataset(folder / "score", range(2000, 2010), phantom.SITE_A, names)
+    job = PretrainJob(
+        data=read_support_folder(folder / "train", structures),
+        structures=structures,
+        out=str(out),
+        id="phantom-ct",
+        title="Made-up abdomen (demonstration)",
+        intensity="window:-160,320",
+        spacing=(3.0, 3.0, 3.0),
+        epochs=epochs,
+        modality="CT",
+        body_part="abdomen",
+        licence="Apache-2.0",
+        description="Trained on procedural anatomy that this software makes up. For the demo and the tests, not for patients.",
+        seed=0,
+    )
+    return job, read_support_folder(folder / "score", structures)
+
+
+def score(entry: ModelEntry, items: tuple[SupportItem, ...]) -> dict[str, float]:
+    """Mean Dice of every structure over scans that the training did not see."""
+    network, _ = load_base(entry)
+    values: dict[str, list[float]] = {s.name: [] for s in entry.structures}
+    for scan in load_scans(items, entry.structures, None, Reporter.silent()):
+        labels = segment(
+            network,
+            prepare(scan.volume, entry.preprocessing),
+            len(entry.structures) + 1,
+            entry.window,
+            entry.overlap,
+            entry.activation,
+            torch.device("cpu"),
+        )
+        for row, structure in enumerate(entry.structures, start=1):
+            values[structure.name].append(float(dice(labels == row, scan.masks[structure.name])))
+    return {name: round(sum(found) / len(found), 3) for name, found in values.items()}
+
+
+def show(kind: str, fields: dict) -> None:
+    """Print progress."""
+    if kind == "progress" and fields["stage"] == "train" and fields["step"] % 5 == 0:
+        print(fields["step"], round(fields["smoothed_loss"], 4), fields["match"], fields["eta_s"], flush=True)
+    elif kind in ("log", "warning"):
+        print(kind, fields["message"], flush=True)
+
+
+def main() -> None:
+    """Train, score, and write the scores and the command into model.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=("brain-t1", "phantom-ct"))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--epochs", type=int, default=80)
+    arguments = parser.parse_args()
+    out = arguments.out or BUNDLED / arguments.model
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.model == "brain-t1":
+            job, scored = brain_job(arguments.data, out, arguments.epochs)
+        else:
+            job, scored = phantom_job(Path(scratch), out, arguments.epochs)
+        run_pretrain(job, Reporter(show))
+        entry = read_model_dir(out)
+        scores = score(entry, scored)
+    record = entry.record | {
+        "command": " ".join(["python", "Testing/bench/make_models.py", arguments.model, "--epochs", str(arguments.epochs)]),
+        "scored_scans": len(scored),
+        "mean_dice": scores,
+    }
+    write_text(out / "model.json", json.dumps(to_dict(dataclasses.replace(entry, record=record)), indent=2) + "\n")
+    print(scores)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The real-data comparison: rates chosen on support folds (`--stage choose`), test scans scored once (`--stage test`).
+
+    python Testing/bench/real_data.py --stage choose --out Docs/results/support_folds.csv
+    python Testing/bench/real_data.py --stage test --out Docs/results/few_shot.csv
+    python Testing/bench/real_data.py --stage table --out Docs/results/few_shot.csv
+
+Resumable: runs that the CSV file holds are not repeated. Needs the real volumes (`--data`, default `../shared/data`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOTS = 5
+DRAWS = 5
+BASE = "brain-t1"
+
+# Rates that the search covers, as multiples of the defaults in the method table.
+FACTORS = (0.33, 1.0, 3.0)
+
+
+def tasks(data: Path, with_test: bool) -> list:
+    """The two tasks; without test scans the undrawn support scans are scored."""
+    from peftseg.compare import Task
+    from peftseg.models import Structure
+    from peftseg.study import read_support_folder
+
+    found = []
+    for name, folder, structures in (
+        ("ixi", "subcortical_ixi", (Structure("hippocampus", 1), Structure("amygdala", 6))),
+        ("msd", "hippocampus_msd", (Structure("anterior hippocampus", 1), Structure("posterior hippocampus", 2))),
+    ):
+        test = read_support_folder(data / folder / "test", structures) if with_test else ()
+        found.append(Task(name, structures, read_support_folder(data / folder / "support", structures), test))
+    return found
+
+
+def candidates() -> list:
+    """The rows of the table, each with the defaults of the method table."""
+    from peftseg.compare import Candidate
+
+    return [
+        Candidate("scratch", "full", {"lr_body": 3e-3, "lr_decoder": 3e-3, "lr_head": 3e-3}, scratch=True),
+        Candidate("linear probe", "linear_probe"),
+        Candidate("decoder tuning", "decoder"),
+        Candidate("full fine-tuning", "full"),
+        Candidate("LoRA", "lora"),
+        Candidate("ARENA paper", "arena", {"mode": "paper"}),
+        Candidate("ARENA sora", "arena", {"mode": "sora"}),
+        Candidate("ARENA importance", "arena", {"mode": "importance"}),
+    ]
+
+
+def grid(extra: Path | None) -> list:
+    """Candidates of the search: every method at a third, one and three times its default rates, or those of a file."""
+    from peftseg.adapters import check_options
+    from peftseg.compare import Candidate
+
+    if extra is not None:
+        return [Candidate(**entry) for entry in json.loads(extra.read_text(encoding="utf-8"))]
+    found = []
+    for base in candidates():
+        rates = {k: v for k, v in check_options(base.method, base.options).items() if k.startswith("lr_")}
+        for factor in FACTORS:
+            options = base.options | {k: v * factor for k, v in rates.items()}
+            found.append(Candidate(f"{base.label} x{factor:g}", base.method, options, base.scratch))
+    return found
+
+
+def run(job: tuple) -> list[dict]:
+    """One run in a worker process with one thread."""
+    import torch
+
+    from peftseg.compare import run_candidate
+    from peftseg.models import resolve
+
+    task, candidate, draw, epochs, base = job
+    return run_candidate(resolve(base), task, candidate, SHOTS, draw, torch.device("cpu"), epochs=epochs)
+
+
+def run_missing(jobs: Iterable[tuple], out: Path, workers: int) -> None:
+    """Run what the CSV file does not hold, `workers` at a time."""
+    from peftseg.compare import append_rows, is_done, read_rows
+
+    rows = read_rows(out)
+    missing = [j for j in jobs if not is_done(rows, j[0].name, j[1].label, SHOTS, j[2])]
+    print(f"{len(missing)} runs to do", flush=True)
+    with ProcessPoolExecutor(workers) as pool:
+        futures = {pool.submit(run, job): job for job in missing}
+        for future in as_completed(futures):
+            found = future.result()
+            append_rows(out, found)
+            mean = sum(row["dice"] for row in found) / len(found)
+            first = found[0]
+            print(f"{first['task']} {first['candidate']} draw {first['draw']}: {mean:.3f} in {first['seconds']} s", flush=True)
+
+
+def print_table(path: Path) -> None:
+    """Mean and 95 % interval by task, candidate and structure, as Markdown."""
+    from peftseg.compare import interval, read_rows, score_table
+
+    rows = read_rows(path)
+    dice, surface = score_table(rows), score_table(rows, "surface_dice")
+    facts = {(r["task"], r["candidate"]): r for r in rows}
+    print("| task | method | structure | Dice | 95 % interval | surface Dice 1 mm | trained | mean rank | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (task, candidate, structure), values in dice.items():
+        low, high = interval(values)
+        fact = facts[task, candidate]
+        print(
+            f"| {task} | {candidate} | {structure} | {values.mean():.3f} | {low:.3f} to {high:.3f} "
+            f"| {surface[task, candidate, structure].mean():.3f} | {int(fact['trained']):,} | {fact['rank']} "
+            f"| {fact['seconds']} |"
+        )
+
+
+def main() -> None:
+    """Parse the command line and run a stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=("choose", "test", "table"), required=True)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--first-draw", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--task", default="")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--grid", type=Path, default=None, help="JSON list of candidates instead of the built-in grid")
+    arguments = parser.parse_args()
+    if arguments.stage == "table":
+        print_table(arguments.out)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    testing = arguments.stage == "test"
+    chosen = [t for t in tasks(arguments.data, testing) if arguments.task in ("", t.name)]
+    rows = candidates() if testing else grid(arguments.grid)
+    draws = range(arguments.first_draw, arguments.first_draw + arguments.draws)
+    jobs = [(t, c, d, arguments.epochs, arguments.base) for d in draws for t in chosen for c in rows]
+    run_missing(jobs, arguments.out, arguments.workers)
+    print_table(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
