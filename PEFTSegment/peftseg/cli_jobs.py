@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -178,14 +178,14 @@ def run_pretrain(arguments: Namespace) -> int:
     return run_here(jobs.create_job(job), arguments.json)
 
 
-def run_here(jobdir: Path, as_json: bool) -> int:
+def run_here(jobdir: Path, as_json: bool, runners: Mapping[str, worker.Runner] = worker.RUNNERS) -> int:
     """Run a job in this process, show how it goes, and delete its folder unless it can be resumed or holds something.
 
     Ctrl-C cancels the job as the Cancel button does; a second one interrupts it.
     """
     with worker.output_in(jobdir / "worker.log") as (out, err), _cancel_on_interrupt(jobdir):
         echo = JsonLines(out) if as_json else ProgressBar(err)
-        code = worker.run(jobdir, echo=echo)
+        code = worker.run(jobdir, runners, echo)
     ending = ending_of(jobdir)
     if not as_json:
         _print_ending(ending)

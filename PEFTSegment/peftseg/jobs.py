@@ -141,14 +141,14 @@ class JobHandle:
             write_text(self.jobdir / "control", STOP_KEEP)
 
     def wait(self, timeout_s: float | None = None) -> Event:
-        """Poll until the job has ended and return the ending event; TimeoutError after `timeout_s` seconds."""
+        """Poll until the job and its process have ended; returns the ending event, TimeoutError after `timeout_s`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self.ending is None:
+        self.poll()
+        while self.ending is None or self._lives():
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {self.id} has not ended within {timeout_s} s")
+            time.sleep(0.05)
             self.poll()
-            if self.ending is None:
-                if deadline is not None and time.monotonic() > deadline:
-                    raise TimeoutError(f"job {self.id} has not ended within {timeout_s} s")
-                time.sleep(0.05)
         return self.ending
 
     def _tail(self) -> list[Event]:

@@ -1,7 +1,7 @@
 """A lock file between processes, held by the operating system. Torch-free, standard library only.
 
 The system gives the lock back when its holder ends in whatever way, so that a dead process never leaves a stale lock;
-see Docs/decisions/0007-locks.md.
+see Docs/decisions/device-lock.md.
 """
 
 from __future__ import annotations

@@ -70,11 +70,19 @@ def run(jobdir: Path, runners: Mapping[str, Runner] = RUNNERS, echo: Echo | None
         Exit code: 0 finished, 1 internal error, 2 bad input, 3 cancelled, 4 out of memory.
     """
     jobdir = existing_job(jobdir)
+    lock = FileLock(jobdir / "worker.lock")
+    if not lock.acquire():
+        raise BadInput(f"Job {jobdir.name} runs already in another process.", "Wait for it, or cancel it.")
+    try:
+        return _run(jobdir, runners, echo)
+    finally:
+        lock.release()
+
+
+def _run(jobdir: Path, runners: Mapping[str, Runner], echo: Echo | None) -> int:
     log = EventLog(jobdir / "events.jsonl", echo)
     if log.ended:
-        raise BadInput(
-            f"Job {jobdir.name} has ended.", f"Run `peftseg jobs resume {jobdir.name}`, or create a new job."
-        )
+        raise BadInput(f"Job {jobdir.name} has ended.", "Run `peftseg jobs resume`, or create a new job.")
     by_hand = not is_alive(jobdir)  # else the client has noted this process, or the launcher that started it
     if by_hand:
         record_process(jobdir, os.getpid())
