@@ -341,7 +341,7 @@ def _uneven(steps: np.ndarray, usual: float, tolerance: float) -> str:
     if (np.abs(steps - whole * usual) <= tolerance).all():
         first = int(np.argmax(whole > 1))
         return (
-            f"{int((whole - 1).sum())} slices are missing (step {usual:.4g} mm; first gap {steps[first]:.4g} mm after "
+            f"missing slices: {int((whole - 1).sum())} (step {usual:.4g} mm; first gap {steps[first]:.4g} mm after "
             f"slice {first + 1} of {len(steps) + 1})"
         )
     return (

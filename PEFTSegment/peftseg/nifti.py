@@ -75,7 +75,7 @@ def _plain(path: Path) -> Iterator[BinaryIO]:
 def _float_type(header_size: bytes, code: str) -> np.dtype | None:
     if code not in _FLOATS:
         return None
-    big = int.from_bytes(header_size, "big") in (348, 540)
+    big = int.from_bytes(header_size, "big") == 348  # ITK reads no NIfTI-2
     return np.dtype((">" if big else "<") + _FLOATS[code])
 
 

@@ -208,8 +208,9 @@ def _unreadable(path: Path, error: RuntimeError) -> BadInput:
     last = str(error).strip().splitlines()[-1]
     reason = f" ({last})" if last.startswith("[nrrd]") else ""  # other readers' last lines mislead
     return BadInput(
-        f"{path.name} cannot be read: it is damaged, cut off or not what its suffix says{reason}.",
-        "Export or copy the file again.",
+        f"{path.name} cannot be read: it is damaged, cut off, not what its suffix says, or of a kind that Slicer does "
+        f"not read either, such as NIfTI-2{reason}.",
+        "Export or copy the file again; convert NIfTI-2 to NIfTI-1.",
     )
 
 

@@ -106,8 +106,8 @@ def test_files_that_hold_no_image_are_left_out(tmp_path):
 
 
 REFUSED = {
-    "a missing slice": ([0, 2, 6, 8], {}, r"1 slices are missing \(step 2 mm; first gap 4 mm after slice 2 of 4\)"),
-    "three missing slices": ([0, 2, 6, 8, 14, 16], {}, "3 slices are missing"),
+    "a missing slice": ([0, 2, 6, 8], {}, r"missing slices: 1 \(step 2 mm; first gap 4 mm after slice 2 of 4\)"),
+    "three missing slices": ([0, 2, 6, 8, 14, 16], {}, "missing slices: 3 "),
     "an uneven step": ([0, 2, 4.3, 6.3, 8.3], {}, "uneven, from 2 to 2.3 mm"),
     "a slice twice": ([0, 2, 2, 4], {}, "up to 2 of its 4 slices lie at the same place"),
     "two time points": ([0, 2, 4, 0, 2, 4], {}, "several volumes"),

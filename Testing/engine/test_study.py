@@ -378,11 +378,7 @@ def test_inputs_are_files_folders_of_files_and_dicom_folders(tmp_path):
 
 def test_inputs_that_hold_nothing_readable_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    for path, message in (
-        (tmp_path, "holds no scan"),
-        (tmp_path / "a.txt", "is no scan"),
-        (tmp_path / "b", "not exist"),
-    ):
+    for name, message in (("", "holds no scan"), ("a.txt", "is no scan"), ("b", "does not exist")):
         with pytest.raises(BadInput, match=message):
             find_inputs([tmp_path / name])
 

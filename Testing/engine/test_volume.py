@@ -172,6 +172,11 @@ def save_sheared_nifti(path: Path) -> Path:
     return path
 
 
+def save_nifti2(path: Path) -> Path:
+    nib.save(nib.Nifti2Image(noise(), IDENTITY), path)
+    return path
+
+
 def save_rgb(path: Path) -> Path:
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), path)
     return path
@@ -189,6 +194,7 @@ REFUSED = {
     "a sheared nrrd": (lambda p: save_sheared_nrrd(p / "a.nrrd"), "right angles"),
     "an unknown kind": (lambda p: p / "a.png", "does not exist"),
     "a text file": (lambda p: (p / "a.txt", (p / "a.txt").write_text("x"))[0], "no volume"),
+    "a nifti-2 file": (lambda p: save_nifti2(p / "a.nii.gz"), "NIfTI-2"),
     "a text file called nifti": (lambda p: (p / "a.nii", (p / "a.nii").write_text("x" * 500))[0], "cannot be read"),
 }
 
