@@ -1,0 +1,185 @@
+"""A network ready to segment studies: a base with an adapter merged in, or a model as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from peftseg.adapter_file import Recipe, load_adapter
+from peftseg.adapters import attach_saved
+from peftseg.errors import BadInput
+from peftseg.events import Reporter
+from peftseg.infer import ACCUMULATOR_BYTES, segment
+from peftseg.library import find_adapter
+from peftseg.models import ModelEntry, Preprocessing, Structure, catalogue, read_model_dir, resolve
+from peftseg.networks import replace_head
+from peftseg.paths import models_dir
+from peftseg.preprocess import prepare
+from peftseg.volume import Volume
+from peftseg.weights import architecture, fingerprint, load_base, n_outputs
+
+SMALLER = 4  # after the system ended a job for memory, blended logits get this part of their usual room
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A plain network and all that is needed to segment a study with it.
+
+    Attributes
+    ----------
+    network : nn.Module
+        (B, 1, *window) -> (B, n, *window) logits.
+    structures : tuple of Structure
+        In the order of the network's rows (after the background row of "softmax").
+    provenance : dict
+        Flat facts that every result carries.
+    """
+
+    network: nn.Module
+    structures: tuple[Structure, ...]
+    activation: str
+    preprocessing: Preprocessing
+    window: tuple[int, int, int]
+    overlap: float
+    provenance: dict[str, str]
+
+
+def adapter_segmenter(ref: str | Path) -> Segmenter:
+    """The segmenter of an adapter, by file or by reference in the library.
+
+    Raises
+    ------
+    BadInput
+        Unknown or damaged adapter, or its base is not here or is another one.
+    """
+    recipe, state, digest = load_adapter(find_adapter(ref))
+    network = load_adapted_network(recipe, state, find_base(recipe))
+    facts = {
+        "adapter": recipe.name,
+        "adapter_version": str(recipe.version),
+        "adapter_hash": digest,
+        "base": recipe.base_id,
+        "base_fingerprint": recipe.base_fingerprint,
+    }
+    return Segmenter(
+        network,
+        recipe.structures,
+        recipe.activation,
+        recipe.preprocessing,
+        recipe.window,
+        recipe.overlap,
+        facts,
+    )
+
+
+def model_segmenter(name: str | Path) -> Segmenter:
+    """The segmenter of a model as it is, by id or MODELDIR."""
+    entry = resolve(name)
+    network, _ = load_base(entry)
+    facts = {"base": entry.id, "base_fingerprint": fingerprint(network.state_dict(), architecture(entry))}
+    return Segmenter(
+        network,
+        entry.structures,
+        entry.activation,
+        entry.preprocessing,
+        entry.window,
+        entry.overlap,
+        facts,
+    )
+
+
+def load_adapted_network(recipe: Recipe, state: dict[str, torch.Tensor], entry: ModelEntry) -> nn.Module:
+    """The base with an adapter merged in: a plain network in evaluation mode.
+
+    Parameters
+    ----------
+    recipe, state : Recipe, dict of str to tensor
+        From `adapter_file.load_adapter`.
+    entry : ModelEntry
+        The base, with its weights on this machine.
+
+    Raises
+    ------
+    BadInput
+        The entry's weights are not those that the adapter was made from, or the state does not fit.
+    """
+    network, anatomy = load_base(entry)
+    found = fingerprint(network.state_dict(), architecture(entry))
+    if found != recipe.base_fingerprint:
+        raise BadInput(
+            f"The adapter '{recipe.name}' (version {recipe.version}) belongs to base '{recipe.base_id}' with the "
+            f"fingerprint {recipe.base_fingerprint[:12]}, but model '{entry.id}' here has {found[:12]}.",
+            "Get the model version that the adapter was made with, or adapt this one again.",
+        )
+    replace_head(network, anatomy, n_outputs(recipe.structures, recipe.activation))
+    attached = attach_saved(network, anatomy, recipe.method, recipe.options, recipe.train_decoder, state)
+    return attached.merge()
+
+
+def find_base(recipe: Recipe) -> ModelEntry:
+    """The model that an adapter belongs to: from the catalogue, or a model folder in PEFTSegment's `models`.
+
+    Of several models with that id the one with the adapter's fingerprint is taken.
+    """
+    folders = sorted(path.parent for path in models_dir().glob("*/model.json"))
+    entries = [*catalogue().values(), *(read_model_dir(folder) for folder in folders)]
+    fitting = [entry for entry in entries if entry.id == recipe.base_id]
+    if not fitting:
+        known = ", ".join(sorted({entry.id for entry in entries})) or "none"
+        raise BadInput(
+            f"The adapter '{recipe.name}' belongs to the model '{recipe.base_id}' (fingerprint "
+            f"{recipe.base_fingerprint[:12]}), which is not on this machine; models here: {known}.",
+            f"Copy that model's folder into {models_dir()}.",
+        )
+    if len(fitting) == 1:
+        return fitting[0]
+    for entry in fitting:
+        if entry.weights_path and fingerprint(load_base(entry)[0].state_dict(), architecture(entry)) == (
+            recipe.base_fingerprint
+        ):
+            return entry
+    return fitting[0]
+
+
+def segment_volume(
+    segmenter: Segmenter,
+    volume: Volume,
+    device: torch.device,
+    *,
+    overlap: float | None = None,
+    precision: str = "auto",
+    reporter: Reporter | None = None,
+) -> np.ndarray:
+    """Segment a study in memory.
+
+    Parameters
+    ----------
+    overlap : float or None
+        Of neighbouring windows, 0 to below 1; None for the segmenter's own.
+
+    Returns
+    -------
+    array
+        "softmax": (I, J, K) label map with the structures' values; "sigmoid": (C, I, J, K) bool, one mask a structure.
+        On the study's own grid.
+    """
+    result = segment(
+        segmenter.network,
+        prepare(volume, segmenter.preprocessing),
+        n_outputs(segmenter.structures, segmenter.activation),
+        segmenter.window,
+        segmenter.overlap if overlap is None else overlap,
+        segmenter.activation,
+        device,
+        precision=precision,
+        reporter=reporter,
+        accumulator_bytes=ACCUMULATOR_BYTES // (SMALLER if reporter is not None and reporter.smaller_plan else 1),
+    )
+    if segmenter.activation == "sigmoid":
+        return result
+    values = [0, *(s.value for s in segmenter.structures)]
+    return np.array(values, dtype=np.min_scalar_type(max(values)))[result]
