@@ -1,0 +1,218 @@
+"""Few-shot adaptation from files to an adapter file, on small made-up scans."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from peftseg.adapter_file import load_adapter
+from peftseg.config import AdaptJob
+from peftseg.errors import BadInput, JobCancelled
+from peftseg.events import Reporter
+from peftseg.grid import Grid
+from peftseg.models import Intensity, ModelEntry, NetworkSpec, Preprocessing, Structure
+from peftseg.networks import build
+from peftseg.study import LabelState, SupportItem
+from peftseg.train import run_adapt
+from peftseg.volume import write_segmentation, write_volume
+from peftseg.weights import save_model
+
+BRIGHT, DARK = Structure("bright ball", 1), Structure("dark ball", 2)
+BOTH = (BRIGHT, DARK)
+SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A MODELDIR with random weights whose base structure is the bright ball."""
+    entry = ModelEntry(
+        id="tiny",
+        title="Tiny",
+        modality="CT",
+        structures=(BRIGHT,),
+        network=NetworkSpec(
+            "segresnet",
+            {"spatial_dims": 3, "init_filters": 8, "in_channels": 1, "blocks_down": [1, 1], "blocks_up": [1]},
+        ),
+        activation="softmax",
+        preprocessing=Preprocessing("RAS", (1.0, 1.0, 1.0), Intensity("zscore")),
+        window=(24, 24, 24),
+        overlap=0.5,
+        licence="Apache-2.0",
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(folder, entry, build(entry.network, 2)[0])
+    return folder
+
+
+def make_scan_files(folder, number, structures=BOTH, states=None):
+    rng = np.random.default_rng(number)
+    image = rng.normal(100, 5, (SIZE,) * 3).astype(np.float32)
+    labels = np.zeros((SIZE,) * 3, np.uint8)
+    axes = np.indices((SIZE,) * 3)
+    for structure, centre_x, value in ((BRIGHT, 7, 200.0), (DARK, 17, 20.0)):
+        centre = np.array([centre_x, 12, 12]) + rng.uniform(-2, 2, 3)
+        ball = ((axes - centre[:, None, None, None]) ** 2).sum(0) < 4.0**2
+        image[ball] = value
+        if structure in structures:
+            labels[ball] = structure.value
+    grid = Grid(labels.shape, np.eye(4))
+    paths = folder / f"patient_{number}.nii.gz", folder / f"patient_{number}_labels.nii.gz"
+    write_volume(paths[0], image, grid)
+    write_segmentation(paths[1], labels, grid, list(structures), {})
+    return SupportItem(str(paths[0]), str(paths[1]), states or {})
+
+
+@pytest.fixture
+def job(model, tmp_path):
+    support = tuple(make_scan_files(tmp_path, n) for n in range(3))
+    return AdaptJob(
+        model=str(model),
+        support=support,
+        structures=BOTH,
+        out=str(tmp_path / "a.safetensors"),
+        method="lora",
+        options={"lr_adapter": 1e-2, "lr_decoder": 1e-2, "lr_head": 1e-2},
+        epochs=12,
+        device="cpu",
+        precision="fp32",
+    )
+
+
+def messages(reporter, kind):
+    return [e["message"] for e in reporter.events if e["event"] == kind]
+
+
+def test_labelled_scans_become_an_adapter_file_that_matches_the_labels(job):
+    reporter = Reporter.silent()
+    result = run_adapt(replace(job, epochs=30), reporter)
+    recipe, state, digest = load_adapter(result["adapter"])
+    match = [e["match"] for e in reporter.events if e["event"] == "progress" and e["stage"] == "train"][-1]
+    assert min(match) > 0.8
+    assert digest == result["hash"]
+    assert [s.name for s in recipe.structures] == ["bright ball", "dark ball"]
+    assert recipe.train_decoder
+    assert recipe.record["shots"] == 3
+    assert recipe.record["novel"] == ["dark ball"]
+    assert any(key.endswith("::A") for key in state)
+
+
+def test_the_adapter_file_names_no_scan(job):
+    recipe, _, _ = load_adapter(run_adapt(replace(job, epochs=1), Reporter.silent())["adapter"])
+    text = json.dumps(recipe.record) + recipe.name
+    assert "patient" not in text
+    assert "nii" not in text
+
+
+def test_base_structures_alone_leave_the_decoder_frozen(job):
+    result = run_adapt(replace(job, structures=(BRIGHT,), epochs=1), Reporter.silent())
+    assert result["trained_share"]["decoder"] == 0
+    assert result["trained_share"]["adapter"] > 0
+
+
+def test_two_runs_with_one_seed_give_the_same_adapter_and_another_seed_another(job, tmp_path):
+    files = [str(tmp_path / f"{n}.safetensors") for n in "xyz"]
+    seeds = (0, 0, 1)
+    states = []
+    for file, seed in zip(files, seeds, strict=True):
+        run_adapt(replace(job, out=file, seed=seed, epochs=2), Reporter.silent())
+        states.append(load_adapter(file)[1])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+def test_a_structure_that_only_some_scans_label_is_learned_from_those(job, tmp_path):
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    not_labelled = {"dark ball": LabelState("not labelled")}
+    support = (
+        make_scan_files(folder, 0),
+        make_scan_files(folder, 1),
+        make_scan_files(folder, 2, (BRIGHT,), not_labelled),
+        make_scan_files(folder, 3, (BRIGHT,), not_labelled),
+    )
+    reporter = Reporter.silent()
+    result = run_adapt(replace(job, support=support, epochs=30), reporter)
+    match = [e["match"] for e in reporter.events if e["event"] == "progress" and e["stage"] == "train"][-1]
+    recipe, _, _ = load_adapter(result["adapter"])
+    assert recipe.record["labelled"]["dark ball"] == {"labelled": 2, "not labelled": 2}
+    assert match[0] > 0.8
+
+
+def test_every_fourth_slice_labelled_suffices(job, tmp_path):
+    from peftseg.apply import load_adapted_network  # noqa: F401 - the product's own way back
+    from peftseg.compare import Candidate, Task, run_candidate
+    from peftseg.models import read_model_dir
+
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    slices = {s.name: LabelState("labelled", tuple(range(0, SIZE, 4)), 2) for s in BOTH}
+    support = tuple(make_scan_files(folder, n, states=slices) for n in range(3))
+    task = Task("slices", BOTH, support, (make_scan_files(folder, 9),))
+    rows = run_candidate(
+        read_model_dir(job.model), task, Candidate("lora", "lora", job.options), 3, 0, torch.device("cpu"), epochs=40
+    )
+    assert min(row["dice"] for row in rows) > 0.8, rows
+
+
+def test_leave_one_out_gives_each_scans_value(job):
+    result = run_adapt(replace(job, epochs=20, estimate="loo"), Reporter.silent())
+    assert {name: len(values) for name, values in result["estimate"].items()} == {"bright ball": 3, "dark ball": 3}
+    assert max(result["estimate"]["bright ball"]) > 0.5
+
+
+def test_under_three_scans_accuracy_is_not_estimated(job):
+    reporter = Reporter.silent()
+    result = run_adapt(replace(job, support=job.support[:2], epochs=1, estimate="loo"), reporter)
+    assert result["estimate"] is None
+    assert any("not estimated" in m for m in messages(reporter, "warning"))
+
+
+def test_one_scan_is_allowed_with_a_warning(job):
+    reporter = Reporter.silent()
+    run_adapt(replace(job, support=job.support[:1], epochs=1), reporter)
+    assert any("Only one" in m for m in messages(reporter, "warning"))
+
+
+def test_the_plan_is_said_before_training_starts(job):
+    reporter = Reporter.silent()
+    run_adapt(replace(job, epochs=1), reporter)
+    kinds = [(e["event"], e.get("stage") or e.get("message", "")[:4]) for e in reporter.events]
+    assert kinds.index(("log", "Plan")) < kinds.index(("progress", "train"))
+
+
+def test_cancelling_leaves_no_file(job, tmp_path):
+    reporter = Reporter.silent()
+    looks = iter(range(10**6))
+    reporter._request = lambda: "cancel" if next(looks) > 8 else ""
+    with pytest.raises(JobCancelled):
+        run_adapt(job, reporter)
+    assert not list(tmp_path.glob("*.safetensors*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"model": "no-such-model"}, "Unknown model"),
+        ({"method": "no-such-method"}, "valid: arena"),
+        ({"options": {"rnak": 3}}, "rank"),
+        ({"out": "adapter.pt"}, ".safetensors"),
+        ({"device": "cuda:7"}, "available: cpu"),
+    ],
+)
+def test_bad_requests_name_what_is_valid_and_write_nothing(job, tmp_path, change, text):
+    with pytest.raises(BadInput, match=text):
+        run_adapt(replace(job, **change), Reporter.silent())
+    assert not list(tmp_path.glob("*.safetensors*"))
+
+
+def test_an_existing_adapter_is_never_overwritten(job, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"mine")
+    with pytest.raises(BadInput, match="never overwritten"):
+        run_adapt(job, Reporter.silent())
+    assert (tmp_path / "a.safetensors").read_bytes() == b"mine"
