@@ -127,7 +127,7 @@ def _segment_study(
     for note in volume.notes:
         reporter.warning(note)
     run = partial(segment_volume, segmenter, volume, overlap=job.overlap, precision=job.precision, reporter=reporter)
-    result = _within_memory(run, device, f"{study.name} ({volume.grid.describe()})", reporter)
+    result = within_memory(run, device, f"{study.name} ({volume.grid.describe()})", reporter)
     provenance = {
         **segmenter.provenance,
         "software": f"peftseg {__version__}",
@@ -143,7 +143,7 @@ def _segment_study(
     }
 
 
-def _within_memory(
+def within_memory(
     run: Callable[[torch.device], np.ndarray], device: torch.device, what: str, reporter: Reporter
 ) -> np.ndarray:
     """Run on the device; where its memory does not suffice, on the processor."""

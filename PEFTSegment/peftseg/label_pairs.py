@@ -10,6 +10,7 @@ import numpy as np
 
 from peftseg.errors import BadInput
 from peftseg.models import Structure
+from peftseg.study import SAME_PLACE
 from peftseg.volume import SUFFIXES, Labels, file_stem, file_suffix, read_labels
 
 RESULT_SUFFIX = "_seg"  # `peftseg apply` writes scan_seg.nii.gz for scan.nii.gz
@@ -77,7 +78,7 @@ def read_pairs(files: Sequence[tuple[str, Path, Path]], structures: Sequence[Str
     """
     for case, prediction, truth in files:
         mine, theirs = read_labels(prediction), read_labels(truth)
-        if not mine.grid.same_as(theirs.grid):
+        if not mine.grid.same_as(theirs.grid, SAME_PLACE * min(theirs.grid.spacing)):
             raise BadInput(
                 f"Case '{case}': the grids differ: prediction {mine.grid.describe()}; truth {theirs.grid.describe()}.",
                 "Segment the scan that the truth was drawn on, or resample one of the two.",

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 from peftseg.adapter_file import FORMAT, Recipe, save_adapter
 from peftseg.adapters import attach, check_options
-from peftseg.apply import load_adapted_network, plan_studies, run_apply
+from peftseg.apply import load_adapted_network, plan_studies, run_apply, within_memory
 from peftseg.config import ApplyJob
 from peftseg.errors import BadInput, JobCancelled, OutOfMemory
 from peftseg.events import Reporter
@@ -378,6 +378,21 @@ def test_a_study_that_does_not_fit_into_memory_fails_alone_and_says_its_size(bas
     monkeypatch.setattr("peftseg.segmenter.segment", full)
     with pytest.raises(OutOfMemory, match="14 x 12 x 10"):
         run_apply(job(tmp_path / "out", scan, model=base.directory), Reporter.silent())
+
+
+def test_a_device_without_enough_memory_hands_the_study_to_the_processor():
+    tried = []
+
+    def run(device):
+        tried.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return np.ones(1)
+
+    reporter = Reporter.silent()
+    assert within_memory(run, torch.device("cuda", 0), "ct", reporter) == np.ones(1)
+    assert tried == ["cuda", "cpu"]
+    assert "going on with the processor" in warnings_of(reporter)[0]
 
 
 def test_an_error_that_is_no_lack_of_memory_passes_through(base, scan, tmp_path, monkeypatch):

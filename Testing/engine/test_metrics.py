@@ -271,6 +271,15 @@ def test_grids_that_differ_in_spacing_alone_are_refused(folders):
         evaluate_folders(predicted, true)
 
 
+def test_grids_that_only_the_formats_rounding_tells_apart_are_compared(folders):
+    predicted, true = folders
+    shifted = np.diag([1.0, 1.0, 1.0, 1.0])
+    shifted[0, 3] = 0.004  # mm
+    write(predicted / "a.nii.gz", {1: (0, 4)})
+    write(true / "a.nrrd", {1: (0, 4)}, on=Grid((8, 8, 8), shifted))
+    assert evaluate_folders(predicted, true)[0]["dice"] == 1.0
+
+
 def test_another_spelling_of_the_names_is_refused_instead_of_scoring_zero(folders):
     predicted, true = folders
     write(predicted / "a.nii.gz", {1: (0, 4)}, [Structure("Liver", 1)])
