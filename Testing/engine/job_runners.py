@@ -38,16 +38,23 @@ def cooperative(job, reporter):
 
 
 def stubborn(job, reporter):
-    """Ignores the control file and polite signals, and has children: one as usual, one in a session of its own."""
+    """Ignores the control file and polite signals, and has children: a fork, as of a data loader, and one that left."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    children = [
-        subprocess.Popen([sys.executable, "-c", CHILD]),
-        subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=sys.platform != "win32"),
-    ]
-    _note(job, "pids", " ".join(str(p) for p in [os.getpid(), *(c.pid for c in children)]))
+    children = [_fork(), subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=sys.platform != "win32").pid]
+    _note(job, "pids", " ".join(str(p) for p in [os.getpid(), *children]))
     reporter.log("children are there")
     while True:
         time.sleep(1)
+
+
+def _fork():
+    if sys.platform == "win32":
+        return subprocess.Popen([sys.executable, "-c", CHILD]).pid
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+    return pid
 
 
 def killed(job, reporter):

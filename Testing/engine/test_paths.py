@@ -62,6 +62,8 @@ def test_a_file_appears_whole_under_its_name(tmp_path):
         assert temporary.name.endswith("scan.nii.gz"), "writers choose the format by the suffix"
         temporary.write_bytes(b"abc")
         assert not target.exists()
+        inode = temporary.stat().st_ino
+    assert target.stat().st_ino == inode, "renamed, not copied"
     assert target.read_bytes() == b"abc"
     assert os.listdir(target.parent) == ["scan.nii.gz"]
 
