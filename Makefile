@@ -1,6 +1,6 @@
 # make demo | test | lint | bench | results. Each sets up .venv first, once.
 # Another interpreter (3.10 to 3.13):  make test PYTHON=python3.12
-# Torch without CUDA on Linux:         make test PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Options for pip, a mirror for instance: make test PIP_OPTIONS="..."
 
 PYTHON ?= python3
 PIP_OPTIONS ?=
@@ -23,10 +23,13 @@ lint: $(STAMP)
 	$(VENV)/bin/codespell
 
 bench: $(STAMP)
-	$(PY) Testing/bench/real_data.py --stage test --out Docs/results/few_shot.csv
+	$(PY) Testing/bench/bench_train.py
+	$(PY) Testing/bench/bench_infer.py
+	$(PY) Testing/bench/bench_job.py
 
+# Trains and scores what Docs/results/few_shot.csv does not hold yet (an hour without the file), then prints the table.
 results: $(STAMP)
-	$(PY) Testing/bench/real_data.py --stage table --out Docs/results/few_shot.csv
+	$(PY) Testing/bench/real_data.py --stage test --out Docs/results/few_shot.csv
 
 # setuptools is named for the packaging test, which builds a wheel offline.
 $(STAMP): pyproject.toml constraints.txt

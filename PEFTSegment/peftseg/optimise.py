@@ -158,6 +158,7 @@ def fit(
     """
     loop = _Loop(trainable, groups, scans, schedule, activation, reporter)
     loop.resume()
+    reporter.progress("train", loop.epoch, schedule.epochs)
     started = time.monotonic() - loop.history.seconds
     while loop.epoch < schedule.epochs and not loop.history.stopped:
         loop.run_epoch()

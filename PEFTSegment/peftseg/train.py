@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from peftseg.adapter_file import FORMAT, Recipe, save_adapter
+from peftseg.adapter_file import FORMAT, Recipe, check_name, save_adapter
 from peftseg.adapters import attach, check_options, learning_rates
 from peftseg.adapters.base import Attached
 from peftseg.config import AdaptJob
@@ -83,6 +83,8 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = _check_output(Path(job.out))
+    name = job.name or " + ".join(s.name for s in job.structures)
+    check_name(name)
     entry = resolve(job.model)
     options = check_options(job.method, job.options)
     device = choose_device(job.device)
@@ -96,7 +98,6 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     base_print = fingerprint(network.state_dict(), architecture(entry))
     adapted = train_adapter(setting, loaded, reporter)
     estimate = leave_one_out(setting, loaded, reporter) if leave_out else None
-    name = job.name or " + ".join(s.name for s in job.structures)
     recipe = Recipe(
         format=FORMAT,
         name=name,
@@ -310,5 +311,7 @@ def _warn_about(loaded: list[LoadedScan], reporter: Reporter) -> None:
     if len(loaded) == 1:
         reporter.warning("Only one labelled scan: the adapter will know one patient; about five are advised.")
     for number, scan in enumerate(loaded, start=1):
+        for note in scan.notes:
+            reporter.warning(f"Scan {number}: {note}")
         for problem in check_laterality(scan.masks, scan.volume.grid):
             reporter.warning(f"Scan {number}: {problem}")

@@ -68,12 +68,12 @@ def brain_job(data: Path, out: Path, epochs: int) -> tuple[PretrainJob, tuple[Su
 
 
 def phantom_job(folder: Path, out: Path, epochs: int) -> tuple[PretrainJob, tuple[SupportItem, ...]]:
-    """`phantom-ct`: made-up abdomens of the training site, 60 to train on and 10 to score on."""
+    """`phantom-ct`: made-up abdomens of the training site, 40 to train on and 10 to score on."""
     from peftseg import phantom
 
     structures = phantom.BASE_STRUCTURES
     names = [s.name for s in structures]
-    phantom.write_dataset(folder / "train", range(1000, 1060), phantom.SITE_A, names)
+    phantom.write_dataset(folder / "train", range(1000, 1040), phantom.SITE_A, names)
     phantom.write_dataset(folder / "score", range(2000, 2010), phantom.SITE_A, names)
     job = PretrainJob(
         data=read_support_folder(folder / "train", structures),
@@ -83,6 +83,7 @@ def phantom_job(folder: Path, out: Path, epochs: int) -> tuple[PretrainJob, tupl
         title="Made-up abdomen (demonstration)",
         intensity="window:-160,320",
         spacing=(3.0, 3.0, 3.0),
+        patch=(48, 48, 48),
         epochs=epochs,
         modality="CT",
         body_part="abdomen",
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("model", choices=("brain-t1", "phantom-ct"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=50)
     arguments = parser.parse_args()
     out = arguments.out or BUNDLED / arguments.model
     with tempfile.TemporaryDirectory() as scratch:

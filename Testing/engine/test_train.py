@@ -145,7 +145,6 @@ def test_a_structure_that_only_some_scans_label_is_learned_from_those(job, tmp_p
 
 
 def test_every_fourth_slice_labelled_suffices(job, tmp_path):
-    from peftseg.apply import load_adapted_network  # noqa: F401 - the product's own way back
     from peftseg.compare import Candidate, Task, run_candidate
     from peftseg.models import read_model_dir
 
