@@ -68,7 +68,10 @@ class Story:
 
 
 class _Listener(Reporter):
-    """Passes everything on to another reporter, and keeps the progress of the training for the curves."""
+    """Passes everything on to another reporter, and keeps the progress of the training for the curves.
+
+    "Stop and keep" is not passed on: a demo with half of its scans has nothing to compare.
+    """
 
     def __init__(self, outer: Reporter) -> None:
         super().__init__(lambda kind, fields: getattr(outer, kind)(**fields))
@@ -83,10 +86,6 @@ class _Listener(Reporter):
     def check(self) -> None:
         """As the outer reporter."""
         self._outer.check()
-
-    def stop_keep(self) -> bool:
-        """As the outer reporter."""
-        return self._outer.stop_keep()
 
 
 def run_demo(

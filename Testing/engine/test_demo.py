@@ -22,15 +22,15 @@ from peftseg.volume import read_labels, read_volume
 KNOWN = phantom.structures_named(["liver", "aorta"])
 
 
-@pytest.fixture(scope="session")
-def small_story(tmp_path_factory) -> demo.Story:
-    """A story with a tiny base model that knows two structures, and hardly any training."""
+@pytest.fixture(scope="module")
+def model_home(tmp_path_factory) -> Path:
+    """A PEFTSEGMENT_HOME whose models hold a tiny base that knows two structures."""
     folder = tmp_path_factory.mktemp("base")
     phantom.write_dataset(folder / "data", range(2), phantom.SITE_A, [s.name for s in KNOWN])
     job = PretrainJob(
         data=read_support_folder(folder / "data", KNOWN),
         structures=KNOWN,
-        out=str(folder / "model"),
+        out=str(folder / "home" / "models" / "tiny"),
         id="tiny",
         title="Tiny",
         network_arguments={"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
@@ -41,14 +41,22 @@ def small_story(tmp_path_factory) -> demo.Story:
         device="cpu",
     )
     run_pretrain(job, Reporter.silent())
-    return demo.Story(model=str(folder / "model"), support=2, unseen=2, budget_minutes=0.2, epochs=2)
+    return folder / "home"
 
 
-@pytest.fixture(scope="session")
-def played(small_story, tmp_path_factory):
+@pytest.fixture(scope="module")
+def small_story(model_home) -> demo.Story:
+    """A story with the tiny base and hardly any training."""
+    return demo.Story(model=str(model_home / "models" / "tiny"), support=2, unseen=2, budget_minutes=0.2, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def played(model_home, small_story, tmp_path_factory):
     """One run of the demo: folder, result, reporter."""
     out, reporter = tmp_path_factory.mktemp("demo") / "out", Reporter.silent()
-    result = demo.run_demo(out, 0, reporter, small_story)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFTSEGMENT_HOME", str(model_home))
+        result = demo.run_demo(out, 0, reporter, small_story)
     return out, result, reporter
 
 
@@ -113,8 +121,9 @@ def test_the_report_shows_scores_pictures_and_the_warning(played):
     assert str(out) not in page
 
 
-def test_a_second_demo_replaces_the_first_and_leaves_the_users_own_files(played, small_story):
+def test_a_second_demo_replaces_the_first_and_leaves_the_users_own_files(played, small_story, model_home, monkeypatch):
     out, _, _ = played
+    monkeypatch.setenv("PEFTSEGMENT_HOME", str(model_home))
     (out / "my notes.txt").write_text("mine", encoding="utf-8")
     first = (out / demo.ADAPTER).read_bytes()
     demo.run_demo(out, 1, None, small_story)
