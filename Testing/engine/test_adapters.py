@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,9 +243,10 @@ def test_a_deep_copy_of_an_attached_network_is_frozen_on_its_own():
     assert twin.norm1.train.__self__ is twin.norm1
 
 
-def test_a_second_adapter_on_the_same_network_is_refused():
+@pytest.mark.parametrize("first", ["lora", "linear_probe"])
+def test_a_second_adapter_on_the_same_network_is_refused(first):
     case = make("unet-2d-batch")
-    attached_to("lora", case)
+    attached_to(first, case)
     with pytest.raises(BadInput, match="already has an adapter"):
         attached_to("arena", case)
 
@@ -254,6 +256,18 @@ def test_a_state_of_another_method_is_refused():
     state = attached_to("decoder", case).state()
     with pytest.raises(BadInput, match="does not belong here"):
         attach_saved(fresh.network, fresh.anatomy, "arena", {}, False, state)
+
+
+def test_the_example_of_the_documentation_is_a_working_method():
+    page = (Path(__file__).parents[2] / "Docs" / "add-a-method.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    exec(page.split("```python\n")[1].split("```")[0], scope)
+    case = make("unet-2d-batch")
+    before = output(case.network, case)
+    attached = scope["attach"](case.network, case.anatomy, {}, False)
+    assert torch.equal(output(case.network, case), before)
+    train(attached, case)
+    assert {kind for kind, found in attached.parameters_by_kind().items() if found} == {"norm", "head"}
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def test_paper_gates_follow_the_prediction_from_learning_rates_alone():
     case = make("unet-3d-group")
     attached = attach(case.network, case.anatomy, "arena", {"mode": "paper", "rank": 8})
     first = {k: t for k, t in attached.state().items() if "::v" in k}
+    assert not set(first) & set(attached.trainable())
     steps = 60
     rates = [0.5 * 0.05 * (1 + math.cos(math.pi * i / steps)) for i in range(steps)]
     optimiser = torch.optim.AdamW(attached.parameter_groups({"adapter": 0.05, "head": 0.05}))

@@ -139,6 +139,14 @@ def test_alpha_is_divided_by_the_rank_and_its_default_gives_scale_one():
     assert torch.allclose(changes[2], 2 * changes[1], atol=1e-5)
 
 
+def test_weights_are_composed_in_full_precision_under_autocast():
+    layer = nn.Linear(32, 32)
+    fill(attached_layer(layer))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        composed = layer.weight
+    assert torch.equal(composed, layer.weight)
+
+
 def test_a_fused_projection_gets_separate_factors_for_q_k_and_v():
     case = make("transformer-2d")
     qkv = case.network.block.attn.qkv

@@ -27,7 +27,10 @@ KEPT_SHARE = 1e-3
 
 
 class Arena(Attached):
-    """A network with gated low-rank changes; `mode`, `lam` and `rho` are the options."""
+    """A network with gated low-rank changes; `mode`, `lam` and `rho` are the options.
+
+    In the paper mode at rho = 0 the gates get no gradient; they are state, but `trained_share` does not count them.
+    """
 
     prunes = True
 

@@ -255,7 +255,7 @@ def freeze(network: nn.Module, anatomy: Anatomy, kinds: Iterable[str]) -> dict[s
     dict
         Plain names of the trainable parameters -> kind.
     """
-    if any(parametrize.is_parametrized(module) for module in network.modules()):
+    if any(parametrize.is_parametrized(module) or "train" in vars(module) for module in network.modules()):
         raise BadInput("This network already has an adapter.", "Load the foundation model again, or merge it first.")
     chosen = set(kinds)
     norms = {name for name, module in network.named_modules() if isinstance(module, NORMS)}
