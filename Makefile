@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(PY) -m peftseg demo --out demo-out
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

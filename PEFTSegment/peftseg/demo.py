@@ -27,8 +27,9 @@ from peftseg.events import Event, Reporter, plain
 from peftseg.label_pairs import LabelPair, pair_files, read_pairs
 from peftseg.metrics import evaluate_folders, summarise
 from peftseg.models import Structure, resolve
+from peftseg.paths import write_text
 from peftseg.report import Section
-from peftseg.study import read_support_folder
+from peftseg.study import read_support_folder, require_writable_dir
 from peftseg.train import run_adapt
 from peftseg.version import __version__
 from peftseg.volume import read_volume
@@ -38,6 +39,7 @@ UNFINISHED = ".unfinished"
 ADAPTER = "site-b.safetensors"
 FIRST_PERSON = 10_000  # persons below are free for training base models
 TOLERANCE_MM = 3.0
+NEEDED_BYTES = 50_000_000
 WINDOW = (-160.0, 260.0)
 
 
@@ -140,8 +142,7 @@ def run_demo(
 
 def check_out(out: Path) -> None:
     """Refuse an output folder that holds anything but an earlier demo; clear what a killed demo left."""
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out} is a file; expected a folder for the demo.", "Give another name with --out.")
+    require_writable_dir(out, NEEDED_BYTES)
     if not out.is_dir():
         return
     others = [p.name for p in out.iterdir() if p.name != UNFINISHED]
@@ -220,7 +221,7 @@ def _play(work: Path, seed: int, story: Story, listener: _Listener) -> dict[str,
     _write_report(work, story, structures, result, listener.events)
     shutil.rmtree(before)
     mark = {"made_by": "peftseg demo", "version": __version__, "seed": seed, **plain(result)}
-    (work / MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
+    write_text(work / MARK, json.dumps(mark, indent=1))
     return result
 
 

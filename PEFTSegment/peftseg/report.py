@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from peftseg.errors import BadInput
 from peftseg.grid import Grid
 from peftseg.models import Structure
+from peftseg.paths import write_text
 
 NOTICE = "For research use only. Not a medical device; not for diagnosis or treatment."
 PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}  # RAS axes: across, up, through
@@ -159,15 +159,7 @@ def write_html(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Write a report as one file; text is escaped, pictures are inside, an existing file is replaced as a whole."""
     body = "\n".join(_section(section) for section in sections)
     page = _PAGE.format(title=html.escape(title), notice=html.escape(NOTICE), body=body)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BadInput(
-            f"The report {path} cannot be written: {error.strerror}.", "Choose a folder that you may write to."
-        ) from error
+    write_text(path, page)
 
 
 def _to_ras(array: np.ndarray, grid: Grid) -> tuple[np.ndarray, tuple[float, ...]]:
