@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
-from peftseg.events import Event
+from peftseg.events import Event, plain
 
 BAR_WIDTH = 24
 REDRAW_S = 0.1
@@ -90,3 +91,23 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def cell(value: Any) -> str:
+    """A value in a table or a list of facts: four digits of a number, lists of words with commas, else JSON."""
+    value = plain(value)
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return ", ".join(value) or "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows as aligned text, one line a row; the columns are the rows' keys in their order unless given."""
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    lines = [list(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from peftseg import cli_options as options
-from peftseg.cli_progress import JsonLines, ProgressBar
+from peftseg.cli_progress import JsonLines, ProgressBar, cell, table
 from peftseg.events import Reporter, plain
 from peftseg.models import catalogue, read_model_dir, to_dict
 from peftseg.paths import write_text
+
+ADAPTER_COLUMNS = ("ref", "method", "base_id", "structures", "shots", "problem")
 
 
 def add_subcommands(subparsers: Any) -> None:
@@ -108,7 +109,7 @@ def adapters_list(arguments: Namespace) -> int:
     elif not rows:
         print("The library is empty.")
     else:
-        _print_rows(rows)
+        print(table(rows, ADAPTER_COLUMNS))
     return 0
 
 
@@ -120,8 +121,8 @@ def adapters_show(arguments: Namespace) -> int:
     if arguments.json:
         _print_json(found)
     else:
-        for key, value in plain(found).items():
-            print(f"{key}: {_cell(value)}")
+        for key, value in found.items():
+            print(f"{key}: {cell(value)}")
     return 0
 
 
@@ -158,7 +159,7 @@ def evaluate(arguments: Namespace) -> int:
     if arguments.json:
         _print_json(rows)
     else:
-        _print_rows(rows)
+        print(table(rows))
     return 0
 
 
@@ -197,25 +198,8 @@ def _print_done(done: str, result: Any, as_json: bool) -> int:
     if as_json:
         _print_json({done: result})
     else:
-        print(f"{done.capitalize()}: {_cell(plain(result))}" if result is not None else f"{done.capitalize()}.")
+        print(f"{done.capitalize()}: {cell(result)}" if result is not None else f"{done.capitalize()}.")
     return 0
-
-
-def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with one line a row, columns in the order of the rows' keys."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    for line in cells:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else "-"
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

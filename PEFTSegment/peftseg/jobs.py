@@ -115,8 +115,8 @@ class JobHandle:
     def poll(self) -> list[Event]:
         """New events since the last call; also ends what does not cancel in time, and finds workers that died."""
         events = self._tail()
-        if self.ending is None and self._kill_at is not None and time.monotonic() >= self._kill_at:
-            kill_job(self.jobdir)
+        if self._kill_at is not None and time.monotonic() >= self._kill_at and self._lives():
+            kill_job(self.jobdir)  # also a worker that said its last word but hangs on the way out
         if self.ending is None and not self._lives() and was_launched(self.jobdir):
             events += self._tail()  # what it wrote between the last look and its end
             if self.ending is None:

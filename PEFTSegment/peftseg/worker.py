@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from peftseg import config
+from peftseg.adapters.table import check_options
 from peftseg.errors import BadInput, JobCancelled, OutOfMemory, PeftsegError, unknown_name
 from peftseg.events import Echo, EventLog, Reporter, plain
 from peftseg.job_folder import is_alive, record_process
 from peftseg.locks import FileLock
+from peftseg.models import resolve
 from peftseg.paths import locks_dir, remove_tree
 from peftseg.version import __version__
 
@@ -25,12 +27,16 @@ Runner = Callable[[Any, Reporter], dict[str, Any]]
 
 
 def _adapt(job: config.AdaptJob, reporter: Reporter) -> dict[str, Any]:
+    resolve(job.model)  # a wrong name is told at once, not after the seconds in which torch loads
+    check_options(job.method, job.options)
     from peftseg.train import run_adapt
 
     return run_adapt(job, reporter)
 
 
 def _apply(job: config.ApplyJob, reporter: Reporter) -> dict[str, Any]:
+    if job.model is not None:
+        resolve(job.model)
     from peftseg.apply import run_apply
 
     return run_apply(job, reporter)

@@ -3,6 +3,7 @@
 An apply job says by the name of its first input how its runner behaves.
 """
 
+import atexit
 import os
 import signal
 import subprocess
@@ -57,6 +58,12 @@ def _fork():
     return pid
 
 
+def hangs_at_the_end(job, reporter):
+    atexit.register(time.sleep, 60)
+    reporter.log("ready")
+    return cooperative(job, reporter)
+
+
 def killed(job, reporter):
     reporter.log(f"smaller plan: {reporter.smaller_plan}")
     print("last words before the kill", file=sys.stderr)
@@ -101,6 +108,7 @@ BEHAVIOURS = {
         quick,
         cooperative,
         stubborn,
+        hangs_at_the_end,
         killed,
         killed_once,
         vanishes,

@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from peftseg import cli, cli_options, jobs
 from peftseg.cli_options import PALETTE, parse_numbers, parse_options, parse_structures
-from peftseg.cli_progress import ProgressBar, describe, duration
+from peftseg.cli_progress import ProgressBar, cell, describe, duration, table
 from peftseg.config import ApplyJob
 from peftseg.errors import BadInput
 from peftseg.models import Structure
@@ -303,3 +305,37 @@ def test_the_parser_knows_its_own_options():
     parser = cli_options.Parser(prog="p")
     cli_options.add_run_options(parser)
     assert parser.option_names() == ["--device", "--help", "--json", "--precision", "--seed", "-h"]
+
+
+def test_tables_are_aligned_and_values_short():
+    rows = [{"name": "a", "dice": 0.123456}, {"name": "longer", "dice": float("nan"), "notes": ["x", "y"]}]
+    assert table(rows).splitlines() == ["name    dice    notes", "a       0.1235  -", "longer  -       x, y"]
+    assert table(rows, ("dice",)).splitlines() == ["dice", "0.1235", "-"]
+    assert [cell(v) for v in (None, 2, True, {"a": Path("b")}, [])] == ["-", "2", "true", '{"a": "b"}', "-"]
+
+
+def test_evaluate_prints_a_table_json_and_a_csv_file(tmp_path, capsys):
+    for folder, stop in (("prediction", 4), ("truth", 6)):
+        labels = np.zeros((8, 8, 8), np.uint8)
+        labels[2:stop, 2:6, 2:6] = 3  # 32 of 64 voxels agree: Dice 64 / 96
+        (tmp_path / folder).mkdir()
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / folder / "scan.nii.gz")
+    folders = ["--prediction", str(tmp_path / "prediction"), "--truth", str(tmp_path / "truth")]
+    command = ["evaluate", *folders, "--structures", "liver=3"]
+    assert cli.main([*command, "--csv", str(tmp_path / "t.csv")]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["case", "structure", "dice"]
+    assert row.split()[:3] == ["scan", "liver", "0.6667"]
+    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("scan,liver,0.666")
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["dice"] == pytest.approx(2 / 3)
+
+
+def test_an_empty_library_says_so_and_an_unknown_adapter_is_bad_input(capsys):
+    assert cli.main(["adapters", "list"]) == 0
+    assert capsys.readouterr().out == "The library is empty.\n"
+    assert cli.main(["adapters", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    for command in (["show", "x"], ["remove", "x"], ["export", "x", "y.safetensors"], ["import", "x.safetensors"]):
+        assert cli.main(["adapters", *command]) == 2
+        assert "x" in capsys.readouterr().err

@@ -121,6 +121,16 @@ def test_an_uncooperative_worker_is_killed_after_the_grace_with_all_its_children
     until(lambda: not any(lives(p) for p in pids), "the end of all children")
 
 
+def test_a_cancelled_worker_that_hangs_after_its_ending_is_killed_too(run, tmp_path):
+    handle = run("hangs_at_the_end")
+    seen(handle.jobdir, "log")
+    asked = time.monotonic()
+    handle.cancel(grace_s=1.0)
+    assert handle.wait(PATIENCE_S)["event"] == "cancelled"
+    assert time.monotonic() - asked < 3.0
+    assert not is_alive(handle.jobdir)
+
+
 def test_stop_and_keep_finishes_the_job(run):
     handle = run("cooperative")
     seen(handle.jobdir, "progress")
