@@ -251,6 +251,13 @@ def test_a_second_adapter_on_the_same_network_is_refused(first):
         attached_to("arena", case)
 
 
+def test_a_network_with_weights_that_are_composed_otherwise_is_refused():
+    case = make("unet-2d-batch")
+    nn.utils.parametrizations.weight_norm(case.network.mix)
+    with pytest.raises(BadInput, match="another parametrisation"):
+        attached_to("full", case)
+
+
 def test_a_state_of_another_method_is_refused():
     case, fresh = make("unet-2d-batch"), make("unet-2d-batch")
     state = attached_to("decoder", case).state()

@@ -256,7 +256,10 @@ def freeze(network: nn.Module, anatomy: Anatomy, kinds: Iterable[str]) -> dict[s
         Plain names of the trainable parameters -> kind.
     """
     if any(parametrize.is_parametrized(module) or "train" in vars(module) for module in network.modules()):
-        raise BadInput("This network already has an adapter.", "Load the foundation model again, or merge it first.")
+        raise BadInput(
+            "This network already has an adapter or another parametrisation.",
+            "Load the foundation model again, or merge it first.",
+        )
     chosen = set(kinds)
     norms = {name for name, module in network.named_modules() if isinstance(module, NORMS)}
     trained = {}
