@@ -82,6 +82,16 @@ def patch_for(shapes: list[tuple[int, int, int]], window: tuple[int, int, int], 
     return tuple(max(size, 2 * divisor) for size in sizes)
 
 
+def safe_precision(precision: str, device: torch.device, patch: tuple[int, int, int], divisor: int) -> str:
+    """Float32 instead of bfloat16 on a processor where the deepest level is under 3 voxels wide.
+
+    There torch 2.13's bfloat16 weight gradient of a 3x3x3 convolution is wrong, often not finite.
+    """
+    if precision == "bf16" and device.type == "cpu" and any(size // divisor < 3 for size in patch):
+        return "fp32"
+    return precision
+
+
 def measure_step(
     network: nn.Module, device: torch.device, probe: tuple[int, int, int], precision: str, in_channels: int = 1
 ) -> StepCost:
@@ -165,8 +175,8 @@ def make_plan(
     for name, value in (("budget", budget_minutes), ("number of epochs", epochs)):
         if value is not None and value <= 0:
             raise BadInput(f"The {name} is {value}; it must be positive.", "Give a larger one or leave it out.")
-    precision = choose_precision(device, precision)
     patch = patch_for(shapes, window, divisor)
+    precision = safe_precision(choose_precision(device, precision), device, patch, divisor)
     probe = tuple(min(size, max(2 * divisor, round_up(32, divisor))) for size in patch)
     try:
         cost = measure_step(network, device, probe, precision)
@@ -192,6 +202,7 @@ def make_plan(
     budget = budget_minutes if budget_minutes is not None else (CPU_BUDGET_MINUTES if device.type == "cpu" else None)
     timed = _fit_time(draft, cost, len(shapes), budget, divisor, fixed_epochs=epochs is not None)
     fitted = _fit_memory(timed, cost, free, divisor)
+    fitted = replace(fitted, precision=safe_precision(fitted.precision, device, fitted.patch, divisor))
     return Plan(
         fitted, expected_seconds(fitted, cost, len(shapes)), expected_memory(fitted, cost), free
     )

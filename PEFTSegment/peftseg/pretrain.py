@@ -20,7 +20,7 @@ from peftseg.models import INTENSITY_KINDS, Intensity, ModelEntry, NetworkSpec, 
 from peftseg.networks import build
 from peftseg.optimise import History, Schedule, fit
 from peftseg.patches import Augmentation
-from peftseg.plan import patch_for
+from peftseg.plan import patch_for, safe_precision
 from peftseg.version import __version__
 from peftseg.weights import n_outputs, save_model
 
@@ -105,7 +105,7 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     schedule = Schedule(
         epochs=job.epochs,
         patch=patch,
-        precision=choose_precision(device, job.precision),
+        precision=safe_precision(choose_precision(device, job.precision), device, patch, anatomy.divisor),
         early_stop=False,
         seed=job.seed,
         augmentation=PRETRAIN_AUGMENTATION,

@@ -58,7 +58,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Adapted:
-    """The outcome of one training: the pruned adapter on its network, its recipe and its history."""
+    """The outcome of one training: the pruned adapter on its network, its recipe and its history.
+
+    Studies are segmented with the training patch as the window: group and instance norms see the statistics they were
+    trained with. A larger window padded with air around a small crop cost 4 to 60 points of Dice.
+    """
 
     attached: Attached
     recipe: Preprocessing
@@ -112,7 +116,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         structures=job.structures,
         activation=setting.activation,
         preprocessing=adapted.recipe,
-        window=entry.window,
+        window=adapted.plan.schedule.patch,
         overlap=entry.overlap,
         record=training_record(adapted, setting, loaded, estimate, time.monotonic() - started),
     )
@@ -245,7 +249,7 @@ def predict_masks(adapted: Adapted, setting: Setting, scan: LoadedScan, reporter
         adapted.attached.merge(),
         prepare(scan.volume, adapted.recipe),
         n_outputs(setting.structures, setting.activation),
-        setting.entry.window,
+        adapted.plan.schedule.patch,
         setting.entry.overlap,
         setting.activation,
         setting.device,

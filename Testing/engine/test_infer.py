@@ -319,9 +319,22 @@ def test_composed_weights_are_composed_once():
     assert Scaled.calls == 1
 
 
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_network_can_be_saved_and_trained_after_it_segmented(precision):
+    network = segresnet(2).train()
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    segment(network, small_case(), 2, (8, 8, 8), 0.5, "softmax", CPU, precision)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
+        assert parameter.is_contiguous()  # safetensors refuses others
+        assert not parameter.is_inference()
+    network(torch.randn(1, 1, 8, 8, 8)).square().mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 def test_no_gradients_are_recorded():
     network = segresnet(2)
-    with torch.inference_mode(), ready(network, CPU, "fp32") as forward:
+    with ready(network, CPU, "fp32") as forward:
         assert not forward(torch.zeros(1, 1, 8, 8, 8)).requires_grad
 
 

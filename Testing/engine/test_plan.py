@@ -102,3 +102,9 @@ def test_a_plan_says_what_it_will_cost(network):
 def test_a_budget_that_is_not_positive_is_refused(network, wrong):
     with pytest.raises(BadInput, match="must be positive"):
         plan_for(network, **wrong)
+
+
+def test_a_deepest_level_under_three_voxels_is_trained_in_float32_on_a_processor():
+    safe, unsafe = (planner.safe_precision("bf16", CPU, patch, 4) for patch in ((12, 12, 16), (12, 8, 16)))
+    assert (safe, unsafe) == ("bf16", "fp32")
+    assert planner.safe_precision("bf16", torch.device("cuda"), (8, 8, 8), 4) == "bf16"

@@ -102,6 +102,12 @@ def test_labelled_scans_become_an_adapter_file_that_matches_the_labels(job):
     assert any(key.endswith("::A") for key in state)
 
 
+def test_studies_are_segmented_with_the_training_patch_as_window(job):
+    """The base's window is larger than the scans: padded with air it would shift the norms' statistics."""
+    recipe, _, _ = load_adapter(run_adapt(replace(job, epochs=1), Reporter.silent())["adapter"])
+    assert list(recipe.window) == recipe.record["patch"]
+
+
 def test_the_adapter_file_names_no_scan(job):
     recipe, _, _ = load_adapter(run_adapt(replace(job, epochs=1), Reporter.silent())["adapter"])
     text = json.dumps(recipe.record) + recipe.name
