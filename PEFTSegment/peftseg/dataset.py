@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from peftseg.device import free_memory
 from peftseg.events import Reporter
 from peftseg.models import Preprocessing, Structure
 from peftseg.patches import Scan, make_scan
-from peftseg.preprocess import prepare, prepare_mask
+from peftseg.preprocess import Prepared, prepare, prepare_mask
 from peftseg.study import LoadedScan, SupportItem, load_support_item
+
+DEVICE_SHARE = 0.25  # of the device's free memory that the scans may take
 
 
 def load_scans(
@@ -36,20 +39,35 @@ def prepare_scans(
     overlapping: bool,
     device: torch.device,
 ) -> list[Scan]:
-    """Preprocess every scan and put it on the device."""
-    return [_prepare_one(scan, recipe, structures, overlapping, device) for scan in loaded]
+    """Preprocess every scan and keep all of them on the device, or in main memory where they would crowd it."""
+    scans = [_prepare_one(scan, recipe, structures, overlapping) for scan in loaded]
+    if device.type == "cpu" or sum(_bytes(scan) for scan in scans) > DEVICE_SHARE * free_memory(device):
+        return scans
+    return [_moved(scan, device) for scan in scans]
 
 
-def _prepare_one(
-    scan: LoadedScan, recipe: Preprocessing, structures: tuple[Structure, ...], overlapping: bool, device: torch.device
-) -> Scan:
+def _bytes(scan: Scan) -> int:
+    return sum(t.numel() * t.element_size() for t in (scan.image, scan.target, scan.known, *scan.points))
+
+
+def _moved(scan: Scan, device: torch.device) -> Scan:
+    return Scan(
+        scan.image.to(device),
+        scan.target.to(device),
+        scan.known.to(device),
+        tuple(points.to(device) for points in scan.points),
+        scan.background,
+    )
+
+
+def _prepare_one(scan: LoadedScan, recipe: Preprocessing, structures: tuple[Structure, ...], overlapping: bool) -> Scan:
     prepared = prepare(scan.volume, recipe)
     masks = [prepare_mask(scan.masks[s.name], prepared) for s in structures]
     known = [_known_on_model_grid(scan.known[s.name], prepared) for s in structures]
-    return make_scan(prepared.image.to(device), masks, known, overlapping)
+    return make_scan(prepared.image, masks, known, overlapping)
 
 
-def _known_on_model_grid(known: bool | np.ndarray, prepared) -> bool | torch.Tensor:
+def _known_on_model_grid(known: bool | np.ndarray, prepared: Prepared) -> bool | torch.Tensor:
     return known if isinstance(known, bool) else prepare_mask(known, prepared)
 
 

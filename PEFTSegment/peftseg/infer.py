@@ -27,7 +27,7 @@ from peftseg.windows import Forward, Slab, logit_slabs, tile
 ACCUMULATOR_BYTES = 2**30
 
 
-def segment(  # noqa: PLR0917 - the order of Docs/design.md
+def segment(
     network: nn.Module,
     prepared: Prepared,
     n_outputs: int,
@@ -100,7 +100,7 @@ def segment(  # noqa: PLR0917 - the order of Docs/design.md
     return labels
 
 
-def predict_logits(  # noqa: PLR0917 - as in `segment`
+def predict_logits(
     network: nn.Module,
     image: torch.Tensor,
     n_outputs: int,

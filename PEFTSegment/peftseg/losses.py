@@ -55,7 +55,9 @@ def soft_dice(p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smoot
     return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
-def softmax_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor, dice_weight: float = 1.0) -> torch.Tensor:
+def softmax_loss(
+    logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor, dice_weight: float = 1.0
+) -> torch.Tensor:
     """Dice + cross-entropy of a softmax head, with unlabelled structures merged into the background.
 
     Parameters

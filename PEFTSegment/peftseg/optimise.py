@@ -146,7 +146,7 @@ def fit(
     ----------
     groups : list of AdamW parameter groups, each with its peak "lr"
     scans : list of Scan
-        On the device of the network.
+        On the network's device, or in main memory where they do not fit there; patches are cut where the scans are.
     activation : str
         "softmax" or "sigmoid".
     deadline_s : float, optional
@@ -222,7 +222,8 @@ class _Loop:
         self.loss = softmax_loss if activation == "softmax" else sigmoid_loss
         self.peaks = [group["lr"] for group in groups]
         self.optimiser = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0)
-        self.scaler = torch.amp.GradScaler(scans[0].image.device.type, enabled=schedule.precision == "fp16")
+        self.device = next(trainable.network.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=schedule.precision == "fp16")
         self.epoch = 0
         self.history = History()
         self.micro_batch = schedule.micro_batch
@@ -335,8 +336,9 @@ class _Loop:
 
     def _forward(self, keys: list[tuple[int, int, int]]) -> torch.Tensor:
         schedule = self.schedule
-        image, target, known = sample_batch(self.scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
-        with autocast(image.device, schedule.precision), _recomputing(self.trainable.network, self.checkpointing):
+        batch = sample_batch(self.scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
+        image, target, known = (part.to(self.device, non_blocking=True) for part in batch)
+        with autocast(self.device, schedule.precision), _recomputing(self.trainable.network, self.checkpointing):
             logits = self.trainable.network(image)
         self.match.add(logits.detach(), target)
         if self.loss is softmax_loss:
@@ -399,7 +401,10 @@ def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _copy_optimiser(optimiser: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
     state = optimiser.state_dict()["state"]
-    return {index: {k: torch.as_tensor(v).detach().to("cpu", copy=True) for k, v in slots.items()} for index, slots in state.items()}
+    return {
+        index: {k: torch.as_tensor(v).detach().to("cpu", copy=True) for k, v in slots.items()}
+        for index, slots in state.items()
+    }
 
 
 def _recomputing(network: nn.Module, active: bool) -> AbstractContextManager:

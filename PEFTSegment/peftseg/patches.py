@@ -91,7 +91,8 @@ def make_scan(
     stack = torch.stack([m.to(device) for m in masks])
     if any(isinstance(k, torch.Tensor) for k in known):
         whole = [
-            k.to(device) if isinstance(k, torch.Tensor) else torch.full(image.shape[1:], k, device=device) for k in known
+            k.to(device) if isinstance(k, torch.Tensor) else torch.full(image.shape[1:], k, device=device)
+            for k in known
         ]
         known_map = torch.stack(whole)
         stack = stack & known_map

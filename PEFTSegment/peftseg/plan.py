@@ -52,12 +52,15 @@ class Plan:
     schedule : Schedule
     seconds, memory, free : float
         Expected training time in s, expected and free memory in bytes.
+    deadline : float or None
+        Training stops at the end of the epoch in which it has taken this many seconds; None for no limit.
     """
 
     schedule: Schedule
     seconds: float
     memory: float
     free: float
+    deadline: float | None = None
 
     def sentence(self) -> str:
         """The plan in words, for the user."""
@@ -161,7 +164,7 @@ def make_plan(
     budget_minutes : float, optional
         Time for training; without one 30 minutes on a processor, no limit on a GPU.
     epochs : int, optional
-        Fixed number of epochs; the budget then only warns.
+        Fixed number of epochs; a budget then only stops the training.
     smaller : bool
         Plan for half the free memory: the system killed the first try.
 
@@ -184,7 +187,8 @@ def make_plan(
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"Not even one patch of {probe} voxels fits into the memory.", "Close other programs or use a smaller model."
+            f"Not even one patch of {probe} voxels fits into the memory.",
+            "Close other programs or use a smaller model.",
         ) from error
     free = free_memory(device) * (0.5 if smaller else 1.0)
     whole = all(all(p >= n for p, n in zip(patch, shape, strict=True)) for shape in shapes)
@@ -199,13 +203,14 @@ def make_plan(
         seed=seed,
         augmentation=Augmentation(),
     )
-    budget = budget_minutes if budget_minutes is not None else (CPU_BUDGET_MINUTES if device.type == "cpu" else None)
+    budget = budget_minutes
+    if budget is None and epochs is None and device.type == "cpu":
+        budget = CPU_BUDGET_MINUTES
     timed = _fit_time(draft, cost, len(shapes), budget, divisor, fixed_epochs=epochs is not None)
     fitted = _fit_memory(timed, cost, free, divisor)
     fitted = replace(fitted, precision=safe_precision(fitted.precision, device, fitted.patch, divisor))
-    return Plan(
-        fitted, expected_seconds(fitted, cost, len(shapes)), expected_memory(fitted, cost), free
-    )
+    deadline = None if budget is None else budget * 60
+    return Plan(fitted, expected_seconds(fitted, cost, len(shapes)), expected_memory(fitted, cost), free, deadline)
 
 
 def expected_seconds(schedule: Schedule, cost: StepCost, n_scans: int) -> float:

@@ -69,7 +69,9 @@ def parse_intensity(text: str) -> Intensity:
         except ValueError:
             low = high = math.nan
         if not low < high:
-            raise BadInput(f"Intensity '{text}' is not window:LOW,HIGH with LOW < HIGH.", "For example window:-175,250.")
+            raise BadInput(
+                f"Intensity '{text}' is not window:LOW,HIGH with LOW < HIGH.", "For example window:-175,250."
+            )
         return Intensity("window", low, high)
     if kind == "percentile":
         return Intensity("percentile", 1.0, 99.0)
@@ -110,7 +112,9 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
         seed=job.seed,
         augmentation=PRETRAIN_AUGMENTATION,
     )
-    reporter.log(f"Pre-training {job.network} on {len(prepared)} scans, patches of {patch} voxels, {job.epochs} epochs.")
+    reporter.log(
+        f"Pre-training {job.network} on {len(prepared)} scans, patches of {patch} voxels, {job.epochs} epochs."
+    )
     network.to(device)
     groups = [{"params": list(network.parameters()), "lr": LEARNING_RATE}]
     deadline = job.budget_minutes * 60 if job.budget_minutes else None

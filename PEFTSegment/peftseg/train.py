@@ -137,7 +137,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     }
 
 
-def make_setting(  # noqa: PLR0917
+def make_setting(
     entry: ModelEntry,
     structures: tuple[Structure, ...],
     loaded: list[LoadedScan],
@@ -185,8 +185,7 @@ def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Repo
     plan = _plan(setting, scans, attached, anatomy.divisor)
     reporter.log(plan.sentence())
     groups = attached.parameter_groups(learning_rates(setting.options))
-    deadline = None if setting.budget_minutes is None else setting.budget_minutes * 60
-    history = fit(attached, groups, scans, plan.schedule, setting.activation, reporter, deadline)
+    history = fit(attached, groups, scans, plan.schedule, setting.activation, reporter, plan.deadline)
     attached.prune()
     return Adapted(attached, recipe, changes, plan, history)
 
@@ -273,7 +272,9 @@ def training_record(
     states = {s.name: [label_state(scan, s.name) for scan in loaded] for s in setting.structures}
     return {
         "shots": len(loaded),
-        "labelled": {name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()},
+        "labelled": {
+            name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()
+        },
         "novel": sorted({s.name for s in setting.structures} - {s.name for s in setting.entry.structures}),
         "epochs": len(history.losses),
         "best_epoch": history.best_epoch + 1,

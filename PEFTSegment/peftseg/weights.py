@@ -61,7 +61,9 @@ def load_base(entry: ModelEntry) -> tuple[nn.Module, Anatomy]:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise BadInput(f"The weights file {path} cannot be read ({error}).", "Write or import the model again.") from None
+        raise BadInput(
+            f"The weights file {path} cannot be read ({error}).", "Write or import the model again."
+        ) from None
     state = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
     network, anatomy = build(entry.network, n_outputs(entry.structures, entry.activation))
     _load_strictly(network, state, entry.id)

@@ -17,11 +17,11 @@ import torch
 from peftseg.config import PretrainJob
 from peftseg.dataset import load_scans
 from peftseg.events import Reporter
+from peftseg.infer import segment
 from peftseg.metrics import dice
 from peftseg.models import BUNDLED, ModelEntry, Structure, read_model_dir, to_dict
-from peftseg.preprocess import prepare
-from peftseg.infer import segment
 from peftseg.paths import write_text
+from peftseg.preprocess import prepare
 from peftseg.pretrain import run_pretrain
 from peftseg.study import SupportItem, read_support_folder
 from peftseg.weights import load_base
@@ -139,7 +139,9 @@ def main() -> None:
         entry = read_model_dir(out)
         scores = score(entry, scored)
     record = entry.record | {
-        "command": " ".join(["python", "Testing/bench/make_models.py", arguments.model, "--epochs", str(arguments.epochs)]),
+        "command": " ".join(
+            ["python", "Testing/bench/make_models.py", arguments.model, "--epochs", str(arguments.epochs)]
+        ),
         "scored_scans": len(scored),
         "mean_dice": scores,
     }

@@ -98,7 +98,10 @@ def run_missing(jobs: Iterable[tuple], out: Path, workers: int) -> None:
             append_rows(out, found)
             mean = sum(row["dice"] for row in found) / len(found)
             first = found[0]
-            print(f"{first['task']} {first['candidate']} draw {first['draw']}: {mean:.3f} in {first['seconds']} s", flush=True)
+            print(
+                f"{first['task']} {first['candidate']} draw {first['draw']}: {mean:.3f} in {first['seconds']} s",
+                flush=True,
+            )
 
 
 def print_table(path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from peftseg.adapter_file import (
     FORMAT,
     Recipe,
@@ -23,7 +25,6 @@ from peftseg.adapter_file import (
 )
 from peftseg.errors import BadInput
 from peftseg.models import Intensity, NetworkSpec, Preprocessing, Structure
-from safetensors.torch import load_file, save_file
 
 RECIPE = Recipe(
     format=FORMAT,

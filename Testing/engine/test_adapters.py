@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
 from peftseg.adapters import METHODS, attach, attach_saved, check_options, learning_rates
 from peftseg.errors import BadInput
 from tiny_networks import NETWORKS, Case, an_input, make, train
-from torch import nn
-from torch.nn.utils import parametrize
 
 # Name -> (method, options, train_decoder). All start with the output of the base network; none is exempt.
 VARIANTS = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+
 from peftseg.adapter_file import FORMAT, Recipe, save_adapter
 from peftseg.adapters import attach, check_options
 from peftseg.apply import load_adapted_network, plan_studies, run_apply, within_memory

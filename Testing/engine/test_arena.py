@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from peftseg.adapters import attach, attach_saved
 from peftseg.adapters.arena import predicted_shrink
 from peftseg.errors import BadInput
 from peftseg.networks import Anatomy
 from tiny_networks import an_input, make, swin_unetr, train
-from torch import nn
 
 NETWORK_NAMES = ("unet-2d-batch", "unet-3d-group", "transformer-3d")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from peftseg import cli, cli_options, jobs
 from peftseg.cli_options import PALETTE, parse_numbers, parse_options, parse_structures
 from peftseg.cli_progress import ProgressBar, cell, describe, duration, table

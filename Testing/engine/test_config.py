@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from peftseg.config import PROTOCOL, AdaptJob, ApplyJob, PretrainJob, from_json, kind_of, to_json, with_absolute_paths
 from peftseg.errors import BadInput
 from peftseg.models import Structure

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from peftseg import demo, phantom
 from peftseg.adapter_file import read_recipe
 from peftseg.config import PretrainJob

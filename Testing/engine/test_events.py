@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from peftseg import events
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import ControlFile, EventLog, Reporter, plain, read_control, read_events

@@ -10,6 +10,10 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import SegResNet
+from scipy import ndimage
+from torch import nn
+from torch.nn.utils import parametrize
+
 from peftseg import windows
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import Reporter
@@ -17,9 +21,6 @@ from peftseg.infer import predict_logits, ready, segment
 from peftseg.models import Intensity, Preprocessing
 from peftseg.preprocess import Prepared, prepare
 from peftseg.volume import Grid, Volume, read_labels, read_volume
-from scipy import ndimage
-from torch import nn
-from torch.nn.utils import parametrize
 
 CPU = torch.device("cpu")
 ORIENTATIONS = [

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from peftseg import jobs, worker
 from peftseg.config import AdaptJob, ApplyJob
 from peftseg.errors import BadInput

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from peftseg.adapter_file import FORMAT, Recipe, read_adapter_info, save_adapter
 from peftseg.errors import BadInput
 from peftseg.library import (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
+
 from peftseg.adapters import attach, attach_saved
 from peftseg.errors import BadInput
 from peftseg.networks import Anatomy
 from tiny_networks import an_input, make, swin_unetr, train
-from torch import nn
-from torch.nn import functional
 
 
 def one_layer(layer: nn.Module) -> tuple[nn.Module, Anatomy]:

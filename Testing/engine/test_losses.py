@@ -68,7 +68,9 @@ def test_slices_without_labels_do_not_count():
     logits = torch.randn(1, 2, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     other = logits.clone()
     other[:, :, 1] += torch.tensor([3.0, -2.0]).view(1, 2, 1, 1)
-    assert softmax_loss(logits, target, known).item() == pytest.approx(softmax_loss(other, target, known).item(), abs=1e-5)
+    assert softmax_loss(logits, target, known).item() == pytest.approx(
+        softmax_loss(other, target, known).item(), abs=1e-5
+    )
 
 
 def test_sigmoid_loss_ignores_unlabelled_structures():

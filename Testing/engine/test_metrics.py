@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from peftseg.errors import BadInput
 from peftseg.metrics import dice, evaluate_case, evaluate_folders, hd95, summarise, surface_dice
 from peftseg.models import Structure

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from peftseg.models import BUNDLED, catalogue
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from peftseg import paths
 from peftseg.errors import BadInput
 from peftseg.paths import adapters_dir, atomic_write, delete_everything, home, jobs_dir, models_dir, write_text

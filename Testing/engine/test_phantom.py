@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+
 from peftseg import phantom
 from peftseg.errors import BadInput
 from peftseg.volume import read_labels, read_volume

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import CropForegroundd, Orientationd, ScaleIntensityRanged
+
 from peftseg.axis_map import AxisMap, axis_map
 from peftseg.errors import BadInput
 from peftseg.models import Intensity, Preprocessing

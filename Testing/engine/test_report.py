@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.image import imread
+
 from peftseg import report
 from peftseg.errors import BadInput
 from peftseg.grid import Grid

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicerio
+
 from peftseg.errors import BadInput
 from peftseg.models import Structure
 from peftseg.study import (

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicerio
+
 from peftseg.errors import BadInput
 from peftseg.models import Structure
 from peftseg.volume import (

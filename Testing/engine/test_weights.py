@@ -42,7 +42,9 @@ def test_a_model_folder_gives_the_same_network_back(tmp_path):
     loaded, anatomy = load_base(found)
     assert found.structures == entry.structures
     assert anatomy.head == "conv_final.2.conv"
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
 
 
 def test_weights_of_another_network_are_refused_by_name(tmp_path):
@@ -112,3 +114,9 @@ def test_sigmoid_of_one_structure_equals_the_softmax_base():
     expected = outputs(network).softmax(1)[:, 1]
     fit_head(network, anatomy, entry, (LIVER,), "sigmoid")
     assert torch.allclose(torch.sigmoid(outputs(network))[:, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"init_filters": 4}, {"no_such_argument": 1}])
+def test_impossible_network_arguments_are_bad_input(wrong):
+    with pytest.raises(BadInput, match="segresnet"):
+        build(NetworkSpec("segresnet", ARGUMENTS | wrong), 2)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from peftseg.networks import Anatomy
 from torch import nn
+
+from peftseg.networks import Anatomy
 
 
 class TinyUNet(nn.Module):

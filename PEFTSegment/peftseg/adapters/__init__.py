@@ -57,7 +57,7 @@ def attach(
     return import_module(method_info(method).module).attach(network, anatomy, checked, train_decoder)
 
 
-def attach_saved(  # noqa: PLR0917
+def attach_saved(
     network: nn.Module,
     anatomy: Anatomy,
     method: str,

@@ -75,9 +75,9 @@ def build(spec: NetworkSpec, n_outputs: int) -> tuple[nn.Module, Anatomy]:
         raise unknown_name("network", spec.name, NETWORKS)
     try:
         return NETWORKS[spec.name](dict(spec.arguments), n_outputs)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise BadInput(
-            f"Network '{spec.name}' does not take these arguments: {error}.", "Correct them in model.json."
+            f"Network '{spec.name}' does not take the arguments {spec.arguments}: {error}.", "Correct them."
         ) from error
 
 
