@@ -58,6 +58,9 @@ class Recipe:
         "softmax" or "sigmoid".
     preprocessing, window, overlap : Preprocessing, tuple of int, float
         As in `ModelEntry`, with the changes that the support set asked for.
+    smallest_window, window_step : tuple of int or None, int
+        The window of a study, see `windows.window_for`: not under the training patch, not above `window`, a multiple of
+        the step. None: always `window`.
     record : dict
         Training record: plain JSON facts, no file names, no patient data.
     """
@@ -78,6 +81,8 @@ class Recipe:
     window: tuple[int, int, int]
     overlap: float
     record: dict[str, Any]
+    smallest_window: tuple[int, int, int] | None = None
+    window_step: int = 1
 
 
 def save_adapter(path: str | Path, recipe: Recipe, state: Mapping[str, torch.Tensor]) -> str:
@@ -198,6 +203,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "structures": lambda data: tuple(structure_from_dict(s) for s in data),
     "preprocessing": preprocessing_from_dict,
     "window": lambda data: tuple(int(n) for n in data),
+    "smallest_window": lambda data: None if data is None else tuple(int(n) for n in data),
+    "window_step": int,
     "overlap": float,
     "options": dict,
     "record": dict,
@@ -225,10 +232,16 @@ def _check_recipe(recipe: Recipe) -> None:
     names = [s.name for s in recipe.structures]
     if not names or len(set(names)) < len(names):
         raise BadInput(f"The recipe's structures are {names}; expected one or more different names.", GET_AGAIN)
-    if recipe.version < 1 or len(recipe.window) != 3 or not 0 <= recipe.overlap < 1:
+    sizes = (recipe.window, recipe.smallest_window or recipe.window)
+    if any(len(size) != 3 or min(size) < 1 for size in sizes) or recipe.window_step < 1:
         raise BadInput(
-            f"The recipe has version {recipe.version}, window {recipe.window} and overlap {recipe.overlap}; expected 1 "
-            "or more, three numbers, and 0 to below 1.",
+            f"The recipe has the windows {sizes} and the step {recipe.window_step}; expected three numbers from 1 on each, "
+            "and a step from 1 on.",
+            GET_AGAIN,
+        )
+    if recipe.version < 1 or not 0 <= recipe.overlap < 1:
+        raise BadInput(
+            f"The recipe has version {recipe.version} and overlap {recipe.overlap}; expected 1 or more, and 0 to below 1.",
             GET_AGAIN,
         )
 

@@ -21,6 +21,7 @@ from peftseg.paths import models_dir
 from peftseg.preprocess import prepare
 from peftseg.volume import Volume
 from peftseg.weights import architecture, fingerprint, load_base, n_outputs
+from peftseg.windows import window_for
 
 SMALLER = 4  # after the system ended a job for memory, blended logits get this part of their usual room
 
@@ -46,6 +47,8 @@ class Segmenter:
     window: tuple[int, int, int]
     overlap: float
     provenance: dict[str, str]
+    smallest_window: tuple[int, int, int] | None = None
+    window_step: int = 1
 
 
 def adapter_segmenter(ref: str | Path) -> Segmenter:
@@ -73,6 +76,8 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
         recipe.window,
         recipe.overlap,
         facts,
+        recipe.smallest_window,
+        recipe.window_step,
     )
 
 
@@ -167,11 +172,12 @@ def segment_volume(
         "softmax": (I, J, K) label map with the structures' values; "sigmoid": (C, I, J, K) bool, one mask a structure.
         On the study's own grid.
     """
+    prepared = prepare(volume, segmenter.preprocessing)
     result = segment(
         segmenter.network,
-        prepare(volume, segmenter.preprocessing),
+        prepared,
         n_outputs(segmenter.structures, segmenter.activation),
-        segmenter.window,
+        window_for(prepared.image.shape[1:], segmenter.smallest_window, segmenter.window, segmenter.window_step),
         segmenter.overlap if overlap is None else overlap,
         segmenter.activation,
         device,

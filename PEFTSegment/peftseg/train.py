@@ -34,6 +34,7 @@ from peftseg.recipe import choose_recipe, support_facts
 from peftseg.study import LoadedScan, check_laterality, require_writable_dir
 from peftseg.version import __version__
 from peftseg.weights import architecture, fingerprint, fit_head, load_base, n_outputs
+from peftseg.windows import window_for
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class Setting:
 class Adapted:
     """The outcome of one training: the pruned adapter on its network, its recipe and its history.
 
-    Studies are segmented with the training patch as the window: group and instance norms see the statistics they were
-    trained with. A larger window padded with air around a small crop cost 4 to 60 points of Dice.
+    `divisor` is the network's: windows for studies are multiples of it (see `windows.window_for`).
     """
 
     attached: Attached
@@ -69,6 +69,7 @@ class Adapted:
     changes: list[str]
     plan: Plan
     history: History
+    divisor: int
 
 
 def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
@@ -116,7 +117,9 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         structures=job.structures,
         activation=setting.activation,
         preprocessing=adapted.recipe,
-        window=adapted.plan.schedule.patch,
+        window=entry.window,
+        smallest_window=adapted.plan.schedule.patch,
+        window_step=adapted.divisor,
         overlap=entry.overlap,
         record=training_record(adapted, setting, loaded, estimate, time.monotonic() - started),
     )
@@ -187,7 +190,7 @@ def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Repo
     groups = attached.parameter_groups(learning_rates(setting.options))
     history = fit(attached, groups, scans, plan.schedule, setting.activation, reporter, plan.deadline)
     attached.prune()
-    return Adapted(attached, recipe, changes, plan, history)
+    return Adapted(attached, recipe, changes, plan, history, anatomy.divisor)
 
 
 def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy]:
@@ -244,11 +247,12 @@ def leave_one_out(
 
 def predict_masks(adapted: Adapted, setting: Setting, scan: LoadedScan, reporter: Reporter) -> dict[str, np.ndarray]:
     """Masks (I, J, K) by structure name, on the scan's own grid."""
+    prepared = prepare(scan.volume, adapted.recipe)
     result = segment(
         adapted.attached.merge(),
-        prepare(scan.volume, adapted.recipe),
+        prepared,
         n_outputs(setting.structures, setting.activation),
-        adapted.plan.schedule.patch,
+        window_for(prepared.image.shape[1:], adapted.plan.schedule.patch, setting.entry.window, adapted.divisor),
         setting.entry.overlap,
         setting.activation,
         setting.device,

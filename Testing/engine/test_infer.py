@@ -388,3 +388,13 @@ def test_oblique_spine_scans_of_odd_orientations_are_segmented_on_their_own_grid
         assert result.shape == volume.grid.shape
         tried += 1
     assert tried >= 2
+
+
+def test_the_window_just_covers_the_image_within_its_limits():
+    def of(shape):
+        return windows.window_for(shape, (16, 16, 16), (32, 32, 32), 4)
+
+    assert of((10, 10, 10)) == (16, 16, 16)
+    assert of((17, 20, 21)) == (20, 20, 24)
+    assert of((90, 33, 32)) == (32, 32, 32)
+    assert windows.window_for((90, 5, 5), None, (32, 32, 32), 4) == (32, 32, 32)
