@@ -139,7 +139,8 @@ def ready(network: nn.Module, device: torch.device, precision: str = "auto") -> 
     """The network as a function for inference: on the device, in evaluation mode, in the precision that gains there.
 
     Each module's training mode is restored at the end; composed weights are composed once. In 16 bits, weights are laid
-    out channels-last meanwhile: convolutions and upsampling are up to 3 and 10 times faster so (Testing/bench/bench_infer.py).
+    out channels-last meanwhile: convolutions and upsampling
+    are several times faster so (Testing/bench/bench_infer.py).
     """
     precision = choose_precision(device, precision)
     channels_last = precision != "fp32" and device.type in ("cpu", "cuda")

@@ -306,11 +306,11 @@ def test_options_are_filled_in_with_their_defaults():
         "alpha": 8.0,
         "layers": "auto",
         "form": "window",
-        "lr_adapter": 3e-3,
-        "lr_decoder": 1e-3,
+        "lr_adapter": 1e-2,
+        "lr_decoder": 3e-3,
         "lr_head": 3e-3,
     }
-    assert learning_rates(check_options("full", {})) == {"body": 1e-3, "decoder": 1e-3, "head": 3e-3}
+    assert learning_rates(check_options("full", {})) == {"body": 3e-3, "decoder": 3e-3, "head": 3e-3}
 
 
 @pytest.mark.parametrize("method", METHODS)

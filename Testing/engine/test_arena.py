@@ -292,7 +292,7 @@ def ranks_of_toy(mode: str, seed: int, rate: float, steps: int = 500) -> dict[st
         target = network(x) + 0.02 * torch.randn(256, width)
         network.needed.weight.sub_(missing)
     anatomy = Anatomy("head", ("needed", "idle"), (), 1)
-    attached = attach(network, anatomy, "arena", {"mode": mode, "layers": "needed|idle"})
+    attached = attach(network, anatomy, "arena", {"mode": mode, "lam": 0.5, "layers": "needed|idle"})
     optimiser = torch.optim.AdamW(attached.parameter_groups({"adapter": rate}))
     for step in range(steps):
         optimiser.zero_grad()

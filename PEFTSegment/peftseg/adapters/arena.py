@@ -24,6 +24,7 @@ from peftseg.networks import Anatomy
 
 WARM_UP = 0.1
 KEPT_SHARE = 1e-3
+LAM = {"paper": 0.5, "sora": 0.05, "importance": 0.05}  # where the option is left out
 
 
 class Arena(Attached):
@@ -36,7 +37,8 @@ class Arena(Attached):
 
     def __init__(self, network: nn.Module, trained: dict, changes: dict, options: dict) -> None:
         super().__init__(network, trained, changes, rank=options["rank"])
-        self.mode, self.lam, self.rho = options["mode"], options["lam"], options["rho"]
+        self.mode, self.rho = options["mode"], options["rho"]
+        self.lam = LAM[self.mode] if options["lam"] is None else options["lam"]
         for factors in self.labelled_factors().values():
             factors.v.requires_grad_(self.mode != "paper" or self.rho > 0)
         self._start_prediction()

@@ -54,10 +54,10 @@ _LAYERS = Option(
     "auto",
     "Which layers are adapted: auto, attention, encoder, all, or a regular expression that matches whole layer names.",
 )
-_LR_ADAPTER = Option("lr_adapter", 3e-3, "Learning rate of the adapter.", minimum=0.0)
-_LR_DECODER = Option("lr_decoder", 1e-3, "Learning rate of the decoder, where it is trained.", minimum=0.0)
+_LR_ADAPTER = Option("lr_adapter", 1e-2, "Learning rate of the adapter.", minimum=0.0)
+_LR_DECODER = Option("lr_decoder", 3e-3, "Learning rate of the decoder, where it is trained.", minimum=0.0)
 _LR_HEAD = Option("lr_head", 3e-3, "Learning rate of the head.", minimum=0.0)
-_LR_BODY = Option("lr_body", 1e-3, "Learning rate of the rest of the network.", minimum=0.0)
+_LR_BODY = Option("lr_body", 3e-3, "Learning rate of the rest of the network.", minimum=0.0)
 
 _LORA = MethodInfo(
     name="lora",
@@ -94,7 +94,12 @@ _ARENA = MethodInfo(
             "with rho 0 the ranks do not depend on the data).",
             choices=("importance", "sora", "paper"),
         ),
-        Option("lam", 0.5, "Strength of the shrinking; larger drops more components.", minimum=0.0),
+        Option(
+            "lam",
+            None,
+            "Strength of the shrinking; larger drops more components. Left out: 0.5 as published in mode paper, else 0.05.",
+            minimum=0.0,
+        ),
         Option("rho", 0.0, "Step size of the gates' gradient, mode paper only.", minimum=0.0),
         Option(
             "v_init",
