@@ -65,7 +65,7 @@ class Story:
     support: int = 5
     unseen: int = 4
     novel: str = "gallbladder"
-    budget_minutes: float = 1.5
+    budget_minutes: float = 2.0
     epochs: int | None = None
 
 

@@ -184,12 +184,9 @@ def test_a_structure_that_phantoms_lack_is_refused(tmp_path, small_story):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_with_the_bundled_model_the_new_structure_is_learnt_in_minutes(tmp_path):
-    assert demo.Story().model in catalogue(), "the demo's base model must be bundled"
-    result = demo.run_demo(tmp_path / "out", 0, None, demo.Story(support=3, unseen=2, budget_minutes=1.0))
-    rows = {r["structure"]: r for r in result["rows"]}
-    assert rows["gallbladder"]["dice_after"] > 0.5
-    assert np.mean([r["dice_after"] for r in rows.values()]) > 0.75
-    assert result["seconds"] < 300
-    assert Path(result["report"]).is_file()
+def test_the_usual_story_fits_the_bundled_model():
+    story = demo.Story()
+    assert story.model in catalogue(), "the demo's base model must be bundled"
+    known = {s.name: s.value for s in catalogue()[story.model].structures}
+    assert known == {s.name: s.value for s in phantom.BASE_STRUCTURES}
+    assert story.novel in {s.name for s in phantom.STRUCTURES} - set(known)
