@@ -6,7 +6,9 @@ bit by bit, a retry after a loss that is not finite, and smaller steps when memo
 
 from __future__ import annotations
 
+import copy
 import math
+import statistics
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +29,9 @@ FIRST_STOP_TEST = 32
 STOP_PERIOD = 20
 STOP_IMPROVEMENT = 0.01
 CHECKPOINT_EVERY_S = 20.0
+TIMED_EPOCHS = 5
+LATE, EARLY = 1.15, 0.7  # expected share of the budget at which the number of epochs is planned anew
+OVERRUN = 1.25  # share of the budget at which training ends whatever the plan
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Schedule:
         Recompute activations in the backward pass to save memory.
     precision : str
         "fp32", "bf16" or "fp16".
+    max_epochs, budget_s : int, float or None
+        With a budget in seconds, the number of epochs follows the time that epochs really take, up to the maximum.
     early_stop : bool
         METHODS 2 [A3]: stop when the 10-epoch mean of the loss improved by at most 1 % over 20 epochs.
     """
@@ -58,6 +65,8 @@ class Schedule:
     micro_batch: int = 1
     checkpointing: bool = False
     precision: str = "fp32"
+    max_epochs: int = 0
+    budget_s: float | None = None
     early_stop: bool = True
     warmup_epochs: int = 2
     clip_norm: float = 1.0
@@ -76,6 +85,19 @@ class History:
     retries: list[str] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str = ""
+    planned: int = 0
+    anchor: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    epoch_seconds: list[float] = field(default_factory=list)
+
+    def share(self, epoch: float) -> float:
+        """Share of the schedule that is done at an epoch: linear from the last change of plan on."""
+        first, done = self.anchor
+        return min(1.0, done + (1 - done) * (epoch - first) / max(self.planned - first, 1e-9))
+
+    def plan_anew(self, epoch: int, planned: int) -> None:
+        """Go on from here to another number of epochs; the learning rate has no step."""
+        self.anchor = [float(epoch), self.share(epoch)]
+        self.planned = planned
 
 
 class Trainable(Protocol):
@@ -100,12 +122,23 @@ class Trainable(Protocol):
         ...
 
 
-def cosine_factor(epoch: float, schedule: Schedule) -> float:
-    """Learning rate at an epoch relative to its peak: linear warm-up, then half a cosine to 1 %."""
-    if epoch < schedule.warmup_epochs:
-        return (epoch + 1) / (schedule.warmup_epochs + 1)
-    share = (epoch - schedule.warmup_epochs) / max(schedule.epochs - schedule.warmup_epochs, 1)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+def cosine_factor(epoch: float, share: float, warmup_epochs: int) -> float:
+    """Learning rate relative to its peak: linear warm-up by epoch, half a cosine to 1 % by share of the schedule."""
+    warmup = min(1.0, (epoch + 1) / (warmup_epochs + 1))
+    return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+
+
+def epochs_in_time(history: History, schedule: Schedule) -> int:
+    """Planned epochs, changed only where the last epochs' times say that the budget would be missed by far."""
+    done, recent = len(history.losses), history.epoch_seconds[-TIMED_EPOCHS:]
+    if schedule.budget_s is None or len(recent) < min(3, schedule.epochs) or done >= schedule.max_epochs:
+        return history.planned
+    each = statistics.median(recent)
+    expected = history.seconds + each * (history.planned - done)
+    if EARLY * schedule.budget_s <= expected <= LATE * schedule.budget_s:
+        return history.planned
+    fitting = done + int(max(schedule.budget_s - history.seconds, 0) / each)
+    return max(done, min(schedule.max_epochs, fitting))
 
 
 def smoothed(losses: list[float], end: int | None = None) -> float:
@@ -158,16 +191,20 @@ def fit(
     """
     loop = _Loop(trainable, groups, scans, schedule, activation, reporter)
     loop.resume()
-    reporter.progress("train", loop.epoch, schedule.epochs)
+    reporter.progress("train", loop.epoch, loop.history.planned)
     started = time.monotonic() - loop.history.seconds
-    while loop.epoch < schedule.epochs and not loop.history.stopped:
+    history = loop.history
+    while loop.epoch < history.planned and not history.stopped:
         loop.run_epoch()
-        loop.history.seconds = time.monotonic() - started
-        loop.history.stopped = _reason_to_stop(loop.history, schedule, reporter, deadline_s)
+        seconds = time.monotonic() - started
+        history.epoch_seconds.append(seconds - history.seconds)
+        history.seconds = seconds
+        history.stopped = _reason_to_stop(history, schedule, reporter, deadline_s)
+        loop.keep_to_budget()
         loop.report()
-        loop.save(force=bool(loop.history.stopped) or loop.epoch == schedule.epochs)
+        loop.save(force=bool(history.stopped) or loop.epoch == history.planned)
     trainable.load_state(loop.best)
-    return loop.history
+    return history
 
 
 def _reason_to_stop(history: History, schedule: Schedule, reporter: Reporter, deadline_s: float | None) -> str:
@@ -225,7 +262,7 @@ class _Loop:
         self.device = next(trainable.network.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=schedule.precision == "fp16")
         self.epoch = 0
-        self.history = History()
+        self.history = History(planned=schedule.epochs)
         self.micro_batch = schedule.micro_batch
         self.checkpointing = schedule.checkpointing
         self.best = _copy(trainable.state())
@@ -272,7 +309,8 @@ class _Loop:
 
     def _try_epoch(self) -> float:
         steps = epoch_steps(len(self.scans), self.epoch, self.schedule)
-        factor = cosine_factor(self.epoch, self.schedule) * self.history.rate_factor
+        share = self.history.share(self.epoch)
+        factor = cosine_factor(self.epoch, share, self.schedule.warmup_epochs) * self.history.rate_factor
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         self.trainable.network.train()
@@ -283,7 +321,7 @@ class _Loop:
             value = self._step_within_memory(keys)
             if not math.isfinite(value):
                 return value
-            done = (self.epoch + (number + 1) / len(steps)) / self.schedule.epochs
+            done = self.history.share(self.epoch + (number + 1) / len(steps))
             self.trainable.after_step(self.optimiser.param_groups[0]["lr"], done)
             total += value * len(keys)
         return total / sum(len(keys) for keys in steps)
@@ -345,13 +383,20 @@ class _Loop:
             return softmax_loss(logits, target[:, 0], known)
         return sigmoid_loss(logits, target, known)
 
+    def keep_to_budget(self) -> None:
+        """Plan the number of epochs anew where epochs take much longer or shorter than expected."""
+        planned = epochs_in_time(self.history, self.schedule)
+        if planned != self.history.planned and not self.history.stopped:
+            self.reporter.log(f"Plan changed from {self.history.planned} to {planned} epochs to use the time budget.")
+            self.history.plan_anew(self.epoch, planned)
+
     def report(self) -> None:
         done = len(self.history.losses)
-        left = self.history.seconds / done * (self.schedule.epochs - done) if done else None
+        left = self.history.seconds / done * (self.history.planned - done) if done else None
         self.reporter.progress(
             "train",
             done,
-            self.schedule.epochs,
+            self.history.planned,
             None if self.history.stopped else left,
             loss=self.history.losses[-1],
             smoothed_loss=smoothed(self.history.losses),
@@ -373,7 +418,7 @@ class _Loop:
             "micro_batch": self.micro_batch,
             "checkpointing": self.checkpointing,
             "scaler": self.scaler.state_dict(),
-            "history": vars(self.history) | {"losses": list(self.history.losses), "facts": list(self.history.facts)},
+            "history": copy.deepcopy(vars(self.history)),
         }
         return Checkpoint(
             state=_copy(self.trainable.state()),

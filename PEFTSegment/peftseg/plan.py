@@ -15,7 +15,7 @@ from torch import nn
 
 from peftseg.device import autocast, choose_precision, free_memory, is_out_of_memory
 from peftseg.errors import BadInput, OutOfMemory
-from peftseg.optimise import Schedule
+from peftseg.optimise import OVERRUN, Schedule
 from peftseg.patches import Augmentation
 
 MAX_EPOCHS = 200
@@ -53,7 +53,7 @@ class Plan:
     seconds, memory, free : float
         Expected training time in s, expected and free memory in bytes.
     deadline : float or None
-        Training stops at the end of the epoch in which it has taken this many seconds; None for no limit.
+        Training ends with the epoch in which it has taken this many seconds, whatever the plan; None for no limit.
     """
 
     schedule: Schedule
@@ -209,8 +209,11 @@ def make_plan(
     timed = _fit_time(draft, cost, len(shapes), budget, divisor, fixed_epochs=epochs is not None)
     fitted = _fit_memory(timed, cost, free, divisor)
     fitted = replace(fitted, precision=safe_precision(fitted.precision, device, fitted.patch, divisor))
-    deadline = None if budget is None else budget * 60
-    return Plan(fitted, expected_seconds(fitted, cost, len(shapes)), expected_memory(fitted, cost), free, deadline)
+    seconds = None if budget is None else budget * 60
+    if seconds is not None and epochs is None:
+        fitted = replace(fitted, max_epochs=max_epochs, budget_s=seconds)
+        seconds *= OVERRUN
+    return Plan(fitted, expected_seconds(fitted, cost, len(shapes)), expected_memory(fitted, cost), free, seconds)
 
 
 def expected_seconds(schedule: Schedule, cost: StepCost, n_scans: int) -> float:

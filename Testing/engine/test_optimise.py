@@ -181,10 +181,64 @@ def test_the_early_stop_needs_32_epochs_and_a_flat_loss():
 
 
 def test_the_rate_warms_up_and_falls_to_one_percent():
-    schedule = Schedule(epochs=100, patch=(8, 8, 8), warmup_epochs=2)
-    assert cosine_factor(0, schedule) == pytest.approx(1 / 3)
-    assert cosine_factor(2, schedule) == pytest.approx(1.0)
-    assert cosine_factor(100, schedule) == pytest.approx(0.01)
+    assert cosine_factor(0, 0.0, 2) == pytest.approx(1 / 3)
+    assert cosine_factor(2, 0.0, 2) == pytest.approx(1.0)
+    assert cosine_factor(100, 0.5, 2) == pytest.approx(0.505)
+    assert cosine_factor(100, 1.0, 2) == pytest.approx(0.01)
+
+
+class Clock:
+    """A clock on which every epoch takes the seconds that it is told."""
+
+    def __init__(self) -> None:
+        self.now, self.each = 0.0, 1.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Ticks(Reporter):
+    """Moves the clock at every progress event: once before the first epoch and once an epoch."""
+
+    def __init__(self, clock: Clock, slower_from: int = 10**9, slower: float = 1.0) -> None:
+        super().__init__(lambda kind, fields: self.events.append({"event": kind, **fields}))
+        self.clock, self.epochs, self.slower_from, self.slower = clock, 0, slower_from, slower
+
+    def progress(self, stage, step, total, eta_s=None, **facts):
+        super().progress(stage, step, total, eta_s, **facts)
+        self.epochs += 1
+        self.clock.now += self.slower if self.epochs > self.slower_from else self.clock.each
+
+
+BUDGETED = replace(SCHEDULE, epochs=6, max_epochs=40, budget_s=30.0)
+
+
+def test_epochs_that_turn_out_fast_are_made_use_of(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("peftseg.optimise.time", clock)
+    history = train(tiny_network(), Ticks(clock), BUDGETED)
+    assert 29 <= len(history.losses) <= 31
+    assert history.share(len(history.losses)) == pytest.approx(1.0)
+
+
+def test_epochs_that_become_slow_end_the_training_in_time_and_at_the_lowest_rate(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("peftseg.optimise.time", clock)
+    reporter = Ticks(clock, slower_from=10, slower=3.0)
+    history = train(tiny_network(), reporter, replace(BUDGETED, epochs=30))
+    assert 10 < len(history.losses) < 20
+    assert history.seconds <= 1.15 * 30
+    assert history.share(len(history.losses)) == pytest.approx(1.0)
+    assert any("Plan changed" in e.get("message", "") for e in reporter.events)
+
+
+def test_a_plan_that_holds_is_never_changed(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("peftseg.optimise.time", clock)
+    reporter = Ticks(clock)
+    history = train(tiny_network(), reporter, replace(BUDGETED, epochs=28))
+    assert len(history.losses) == 28
+    assert not any("Plan changed" in e.get("message", "") for e in reporter.events)
 
 
 def test_an_epoch_visits_every_patch_once_in_a_keyed_order():
