@@ -139,8 +139,8 @@ def ready(network: nn.Module, device: torch.device, precision: str = "auto") -> 
     """The network as a function for inference: on the device, in evaluation mode, in the precision that gains there.
 
     Each module's training mode is restored at the end; composed weights are composed once. In 16 bits, weights are laid
-    out channels-last meanwhile: convolutions and upsampling
-    are several times faster so (Testing/bench/bench_infer.py).
+    out channels-last meanwhile, in which convolutions and upsampling are several times faster, and the head runs in
+    float32: rounding logits to 16 bits would double the voxels that get another label than in float32.
     """
     precision = choose_precision(device, precision)
     channels_last = precision != "fp32" and device.type in ("cpu", "cuda")
@@ -150,13 +150,55 @@ def ready(network: nn.Module, device: torch.device, precision: str = "auto") -> 
     try:
         if channels_last:
             network.to(memory_format=torch.channels_last_3d)
-        with torch.inference_mode(), parametrize.cached(), autocast(device, precision):
+        head = contextlib.nullcontext() if precision == "fp32" else _float32_head(network)
+        with torch.inference_mode(), parametrize.cached(), head, autocast(device, precision):
             yield network
     finally:
         if channels_last:
             network.to(memory_format=torch.contiguous_format)
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def _float32_head(network: nn.Module) -> Iterator[None]:
+    """Run the last convolution, in the order of the modules, without autocast."""
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
+    if not convolutions:
+        yield
+        return
+    head = convolutions[-1]
+    run = _pointwise if _is_pointwise(head) else _convolve
+
+    def in_float32(features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return run(head, features)
+
+    head.forward = in_float32
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _is_pointwise(conv: nn.Conv3d) -> bool:
+    return {*conv.kernel_size, *conv.stride, conv.groups} == {1} and conv.padding in ((0, 0, 0), "valid", "same")
+
+
+def _convolve(conv: nn.Conv3d, features: torch.Tensor) -> torch.Tensor:
+    return type(conv).forward(conv, features.float())
+
+
+def _pointwise(conv: nn.Conv3d, features: torch.Tensor) -> torch.Tensor:
+    """A convolution with a kernel of one voxel, plane by plane: a copy of all features in float32 costs more."""
+    size, _, depth, *plane = features.shape
+    logits = features.new_empty((size, conv.out_channels, depth, *plane), dtype=torch.float32)
+    weight = conv.weight.flatten(1)
+    bias = 0 if conv.bias is None else conv.bias[:, None]
+    for number in range(depth):
+        columns = features[:, :, number].movedim(1, -1).flatten(1, -2).float()  # (B, voxels, C)
+        logits[:, :, number] = (weight @ columns.transpose(1, 2) + bias).unflatten(2, plane)
+    return logits
 
 
 def _owned(taps: tuple[Taps, Taps, Taps], slab: Slab, shape: tuple[int, int, int]) -> tuple[Taps, Taps, Taps]:

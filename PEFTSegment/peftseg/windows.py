@@ -244,4 +244,4 @@ class _Runner:
                 f"The network answers {tuple(logits.shape)} to windows of {self.window} voxels; expected {expected}.",
                 "Check the number of structures and that the window is a multiple of the network's divisor.",
             )
-        return logits
+        return logits.contiguous()  # channel by channel is how they are added up

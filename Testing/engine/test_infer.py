@@ -320,6 +320,26 @@ def test_composed_weights_are_composed_once():
     assert Scaled.calls == 1
 
 
+@pytest.mark.parametrize(
+    "head",
+    [nn.Conv3d(8, 5, 1), nn.Conv3d(8, 5, 1, bias=False), nn.Conv3d(8, 5, 3, padding=1), nn.Conv3d(8, 6, 1, groups=2)],
+)
+def test_the_head_runs_in_float32_whatever_the_precision_of_the_body(head):
+    torch.manual_seed(3)
+    network, image = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.Tanh(), head), torch.randn(2, 1, 6, 7, 8)
+    seen = []
+    handle = network[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with ready(network, CPU, "auto") as forward:
+        logits = forward(image)
+    handle.remove()
+    expected = nn.functional.conv3d(
+        seen[0].float(), head.weight, head.bias, padding=head.padding, groups=head.groups
+    ).detach()
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert logits.dtype == torch.float32
+    assert "forward" not in vars(head)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_a_network_can_be_saved_and_trained_after_it_segmented(precision):
     network = segresnet(2).train()
