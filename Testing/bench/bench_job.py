@@ -35,6 +35,7 @@ def job_seconds(folder: Path, support: tuple, structures: tuple, number: int) ->
             if event["event"] == "progress" and event["stage"] == "train":
                 seconds = time.perf_counter() - started
                 handle.cancel()
+                handle.wait(60)
                 jobs.clean_up(jobdir)
                 return seconds
             if event["event"] == "failed":
