@@ -93,6 +93,7 @@ def test_orientation_window_and_crop_agree_with_monai():
     grid = grid_for((20, 18, 16), (1.5, 1.5, 1.5), "LPS")
     array = np.full(grid.shape, -1000, np.float32)
     array[4:12, 3:14, 5:11] = np.random.default_rng(2).uniform(-170, 400, (8, 11, 6))
+    array[2, 3, 5] = -174  # hardly above air
     data = {"image": MetaTensor(array[None], affine=grid.affine.copy())}
     for step in (
         Orientationd(["image"], axcodes="RAS", labels=None),
@@ -269,6 +270,18 @@ def test_only_the_axis_that_differs_takes_the_support_sets_spacing():
     assert recipe == Preprocessing("RAS", (1.5, 1.5, 5.0), CT.intensity, crop_foreground=True)
     assert len(said) == 1
     assert "head-foot axis is 5 mm" in said[0]
+
+
+def test_an_axis_that_is_much_finer_takes_the_support_sets_spacing_too():
+    recipe, said = choose_recipe(CT, [facts((1.5, 0.8, 1.5))] * 2)
+    assert recipe.spacing == (1.5, 0.8, 1.5)
+    assert "front-back axis is 0.8 mm" in said[0]
+
+
+def test_mr_whose_values_happen_to_lie_in_the_window_is_still_no_ct():
+    recipe, said = choose_recipe(CT, [facts(ct=False, scale=250.0)] * 2)
+    assert recipe.intensity == Intensity("zscore")
+    assert "no negative values" in said[0]
 
 
 def test_a_mouse_brain_takes_its_own_voxel_size_and_its_own_grey_values():
