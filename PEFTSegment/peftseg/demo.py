@@ -56,17 +56,18 @@ class Story:
     novel : str
         A phantom structure that the base does not know.
     budget_minutes : float
-        Time for the adaptation.
+        Time after which the adaptation stops.
     epochs : int or None
-        None leaves it to the budget.
+        Fixed, so that the planner keeps whole patches: left to the budget (None), it takes many small ones, which learn
+        little in two minutes.
     """
 
     model: str = "phantom-ct"
     support: int = 5
     unseen: int = 4
     novel: str = "gallbladder"
-    budget_minutes: float = 2.0
-    epochs: int | None = None
+    budget_minutes: float = 2.5
+    epochs: int | None = 24
 
 
 class _Listener(Reporter):
