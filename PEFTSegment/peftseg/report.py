@@ -219,7 +219,8 @@ def _rank_curves(axis: Any, ranks: Sequence[Mapping[str, int]]) -> None:
             axis.plot(epochs, lines[layer], color="lightgrey", linewidth=0.8)
     for layer in named:
         axis.plot(epochs, lines[layer], linewidth=1.2, label=layer)
-    axis.set(xlabel="epoch", ylabel="rank", title="Rank of each layer")
+    axis.set(xlabel="epoch", ylabel="rank", title="Rank of each layer", ylim=(0, None))
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
