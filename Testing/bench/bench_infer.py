@@ -4,7 +4,8 @@
 
 Both sides start from the same prepared image and end with a label map on the study's grid (study and model grid are the
 same here, so that MONAI needs no resampling). Runs are interleaved and the median of the ratios is printed, because a
-single timing on a busy machine says little. Without --scan, a phantom is segmented.
+single timing on a busy machine says little. Where other programs run, set OMP_WAIT_POLICY=PASSIVE: threads that wait
+for each other by spinning would be measured instead. Without --scan, a phantom is segmented.
 """
 
 from __future__ import annotations
