@@ -189,6 +189,8 @@ def _strip_slabs(run: _Runner, tiling: Tiling, rows: Span, n_outputs: int, devic
         last = min(end, tiling.before[0] + tiling.shape[0]) - 1
         planes = (first - tiling.before[0], last - tiling.before[0])
         yield Slab(planes, rows, total[:-1, first - start + 1 : last - start + 2, :, columns])
+        if end == starts[-1] + depth:
+            return
         for channel in total:  # one at a time: the copy that an overlapping move needs stays small
             channel[: depth + 1 - done] = channel[done:].clone()
             channel[depth + 1 - done :] = 0
