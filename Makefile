@@ -23,9 +23,9 @@ lint: $(STAMP)
 	$(VENV)/bin/codespell
 
 bench: $(STAMP)
-	$(PY) Testing/bench/bench_train.py
-	$(PY) Testing/bench/bench_infer.py
-	$(PY) Testing/bench/bench_job.py
+	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_train.py
+	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_infer.py
+	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_job.py
 
 # Trains and scores what Docs/results/few_shot.csv does not hold yet (an hour without the file), then prints the table.
 results: $(STAMP)
