@@ -106,19 +106,21 @@ def run_missing(jobs: Iterable[tuple], out: Path, workers: int) -> None:
 
 def print_table(path: Path) -> None:
     """Mean and 95 % interval by task, candidate and structure, as Markdown."""
+    import numpy as np
+
     from peftseg.compare import interval, read_rows, score_table
 
     rows = read_rows(path)
     dice, surface = score_table(rows), score_table(rows, "surface_dice")
     facts = {(r["task"], r["candidate"]): r for r in rows}
-    print("| task | method | structure | Dice | 95 % interval | surface Dice 1 mm | trained | mean rank | s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| task | method | draws | structure | Dice | 95 % interval | surface Dice 1 mm | trained | mean rank | s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for (task, candidate, structure), values in dice.items():
         low, high = interval(values)
         fact = facts[task, candidate]
         print(
-            f"| {task} | {candidate} | {structure} | {values.mean():.3f} | {low:.3f} to {high:.3f} "
-            f"| {surface[task, candidate, structure].mean():.3f} | {int(fact['trained']):,} | {fact['rank']} "
+            f"| {task} | {candidate} | {len(values)} | {structure} | {np.nanmean(values):.3f} | {low:.3f} to {high:.3f} "
+            f"| {np.nanmean(surface[task, candidate, structure]):.3f} | {int(fact['trained']):,} | {fact['rank']} "
             f"| {fact['seconds']} |"
         )
 
