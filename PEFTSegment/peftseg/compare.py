@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from peftseg.adapters import check_options
-from peftseg.dataset import load_scans, structures_overlap
+from peftseg.dataset import load_scans
 from peftseg.events import Reporter
 from peftseg.metrics import dice, surface_dice
 from peftseg.models import ModelEntry, Structure
 from peftseg.study import LoadedScan, SupportItem
-from peftseg.train import Adapted, Setting, predict_masks, train_adapter
+from peftseg.train import Adapted, make_setting, predict_masks, train_adapter
 
 TOLERANCE_MM = 1.0
 FIELDS = (
@@ -86,14 +86,9 @@ def run_candidate(
     rest = [item for i, item in enumerate(task.support) if i not in chosen]
     scored_items = task.test or tuple(rest)
     scored = load_scans(scored_items, task.structures, None, reporter)
-    setting = Setting(
-        entry=entry,
-        structures=task.structures,
-        activation="sigmoid" if structures_overlap(support) else "softmax",
-        method=candidate.method,
-        options=check_options(candidate.method, candidate.options),
-        train_decoder=any(s.name not in {b.name for b in entry.structures} for s in task.structures),
-        device=device,
+    options = check_options(candidate.method, candidate.options)
+    setting = replace(
+        make_setting(entry, task.structures, support, candidate.method, options, device, reporter),
         seed=draw,
         epochs=epochs,
         budget_minutes=budget_minutes,

@@ -95,7 +95,14 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     device = choose_device(job.device)
     loaded = load_scans(job.support, job.structures, job.replace_nonfinite, reporter)
     _warn_about(loaded, reporter)
-    setting = make_setting(entry, job.structures, loaded, job.method, options, device, job, reporter)
+    setting = replace(
+        make_setting(entry, job.structures, loaded, job.method, options, device, reporter),
+        seed=job.seed,
+        precision=job.precision,
+        epochs=job.epochs,
+        budget_minutes=job.budget_minutes,
+        smaller_plan=reporter.smaller_plan,
+    )
     leave_out = job.estimate == "loo"
     if leave_out and setting.budget_minutes:
         setting = replace(setting, budget_minutes=setting.budget_minutes / (len(loaded) + 1))
@@ -147,10 +154,12 @@ def make_setting(
     method: str,
     options: dict[str, Any],
     device: torch.device,
-    job: AdaptJob,
     reporter: Reporter,
 ) -> Setting:
-    """Decide head and decoder by DESIGN's rules: overlap makes a sigmoid head, any novel structure trains the decoder."""
+    """Decide head and decoder by DESIGN's rules: overlap makes a sigmoid head, any novel structure trains the decoder.
+
+    Seed, precision, epochs and budget are the defaults; `dataclasses.replace` gives others.
+    """
     known = {s.name for s in entry.structures}
     novel = [s.name for s in structures if s.name not in known]
     if novel:
@@ -166,11 +175,6 @@ def make_setting(
         options=options,
         train_decoder=bool(novel),
         device=device,
-        seed=job.seed,
-        precision=job.precision,
-        epochs=job.epochs,
-        budget_minutes=job.budget_minutes,
-        smaller_plan=reporter.smaller_plan,
     )
 
 

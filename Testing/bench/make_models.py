@@ -17,14 +17,12 @@ import torch
 from peftseg.config import PretrainJob
 from peftseg.dataset import load_scans
 from peftseg.events import Reporter
-from peftseg.infer import segment
 from peftseg.metrics import dice
 from peftseg.models import BUNDLED, ModelEntry, Structure, read_model_dir, to_dict
 from peftseg.paths import write_text
-from peftseg.preprocess import prepare
 from peftseg.pretrain import run_pretrain
+from peftseg.segmenter import model_segmenter, segment_volume
 from peftseg.study import SupportItem, read_support_folder
-from peftseg.weights import load_base
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,26 +94,18 @@ def phantom_job(folder: Path, out: Path, epochs: int) -> tuple[PretrainJob, tupl
 
 def score(entry: ModelEntry, items: tuple[SupportItem, ...]) -> dict[str, float]:
     """Mean Dice of every structure over scans that the training did not see."""
-    network, _ = load_base(entry)
+    segmenter = model_segmenter(entry.directory)
     values: dict[str, list[float]] = {s.name: [] for s in entry.structures}
     for scan in load_scans(items, entry.structures, None, Reporter.silent()):
-        labels = segment(
-            network,
-            prepare(scan.volume, entry.preprocessing),
-            len(entry.structures) + 1,
-            entry.window,
-            entry.overlap,
-            entry.activation,
-            torch.device("cpu"),
-        )
-        for row, structure in enumerate(entry.structures, start=1):
-            values[structure.name].append(float(dice(labels == row, scan.masks[structure.name])))
+        labels = segment_volume(segmenter, scan.volume, torch.device("cpu"))
+        for structure in entry.structures:
+            values[structure.name].append(float(dice(labels == structure.value, scan.masks[structure.name])))
     return {name: round(sum(found) / len(found), 3) for name, found in values.items()}
 
 
 def show(kind: str, fields: dict) -> None:
     """Print progress."""
-    if kind == "progress" and fields["stage"] == "train" and fields["step"] % 5 == 0:
+    if kind == "progress" and "loss" in fields and fields["step"] % 5 == 0:
         print(fields["step"], round(fields["smoothed_loss"], 4), fields["match"], fields["eta_s"], flush=True)
     elif kind in ("log", "warning"):
         print(kind, fields["message"], flush=True)
