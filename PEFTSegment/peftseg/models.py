@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from peftseg.errors import BadInput, unknown_name
+from peftseg.paths import home, models_dir, write_text
 
 MODEL_FORMAT = 1
+FOLDERS_FILE = "folders.json"
 BUNDLED = Path(__file__).parent / "resources" / "models"
 ACTIVATIONS = ("softmax", "sigmoid")
 INTENSITY_KINDS = ("window", "zscore", "percentile")
@@ -96,11 +98,62 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a public checkpoint is, and how it is recognised.
+
+    Attributes
+    ----------
+    file : str
+        The public file's name.
+    address : str
+        Where it can be downloaded, with a pinned revision where there is one; "" when it can only be fetched by hand.
+    page : str
+        Page to read, and to fetch the file from by hand.
+    sha256, md5 : str
+        Published hash, hexadecimal; both "" where none is published: then the SHA-256 is recorded at the first import.
+    size : int
+        Bytes; 0 where it is not known.
+    """
+
+    file: str
+    address: str = ""
+    page: str = ""
+    sha256: str = ""
+    md5: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a public checkpoint are named.
+
+    Attributes
+    ----------
+    containers : tuple of str
+        Keys under which the file may hold its tensors, the first that is there counts; without one of them the file
+        is taken as the tensors themselves.
+    prefixes : tuple of str
+        Removed from the front of every name, in this order, each only where all tensors of the body carry it.
+    renames : tuple of (str, str)
+        Prefix of a name, and what takes its place; whole name components, after `prefixes`, the first that fits counts.
+    ignored : tuple of str
+        Prefixes of names, after `renames`, that are no part of the network.
+    """
+
+    containers: tuple[str, ...] = ("state_dict", "net", "model")
+    prefixes: tuple[str, ...] = ("module.",)
+    renames: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """A foundation model, declared.
 
     Attributes
     ----------
+    structures : tuple of Structure
+        In the order of the head's rows; empty for a model that segments nothing before it is adapted.
     window : tuple of int
         Sliding window in voxels of the model grid.
     overlap : float
@@ -109,6 +162,16 @@ class ModelEntry:
         "softmax" (row 0 of the head is background) or "sigmoid" (one row a structure, no background row).
     record : dict
         Training record: command, data, scores; free-form facts, shown to the user.
+    source : Source or None
+        Where the weights come from; None for models that `pretrain` wrote.
+    layout : Layout
+        Names inside of the public checkpoint.
+    alternatives : tuple of (tuple of Structure)
+        Other lists of structures that a checkpoint of this model may have been trained for; its head tells which.
+    acknowledge : bool
+        The user must accept the licence before the first use.
+    patents : str
+        Known patents, or "".
     directory : Path or None
         Where `weights.safetensors` lies; not part of `model.json`.
     """
@@ -128,6 +191,11 @@ class ModelEntry:
     citation: str = ""
     description: str = ""
     record: dict[str, Any] = field(default_factory=dict)
+    source: Source | None = None
+    layout: Layout = Layout()
+    alternatives: tuple[tuple[Structure, ...], ...] = ()
+    acknowledge: bool = False
+    patents: str = ""
     format: int = MODEL_FORMAT
     directory: Path | None = None
 
@@ -185,7 +253,16 @@ def entry_from_dict(data: dict[str, Any], directory: Path | None = None) -> Mode
     fields["network"] = NetworkSpec(data["network"]["name"], data["network"]["arguments"])
     fields["preprocessing"] = preprocessing_from_dict(data["preprocessing"])
     fields["window"] = tuple(int(w) for w in data["window"])
+    fields["alternatives"] = tuple(tuple(map(structure_from_dict, a)) for a in data.get("alternatives", ()))
+    fields["source"] = Source(**data["source"]) if data.get("source") else None
+    fields["layout"] = _layout_from_dict(data["layout"]) if "layout" in data else Layout()
     return ModelEntry(**fields, directory=directory)
+
+
+def _layout_from_dict(data: dict[str, Any]) -> Layout:
+    fields = {name: tuple(value) for name, value in data.items()}
+    fields["renames"] = tuple((old, new) for old, new in data["renames"])
+    return Layout(**fields)
 
 
 def read_model_dir(directory: Path) -> ModelEntry:
@@ -202,11 +279,45 @@ def read_model_dir(directory: Path) -> ModelEntry:
     return entry_from_dict(data, Path(directory))
 
 
+def known_models() -> tuple[list[ModelEntry], list[str]]:
+    """All models that this installation knows, the ones that count first where two have one id.
+
+    Returns
+    -------
+    entries : list of ModelEntry
+        The bundled ones, the model folders in PEFTSegment's `models` (imported weights among them), those named by
+        `remember`, and the public ones that `foundation_models` declares.
+    problems : list of str
+        One sentence a model folder that cannot be read.
+    """
+    from peftseg.foundation_models import FOUNDATION_MODELS  # made of this module's records
+
+    entries, problems = [], []
+    found = [path.parent for root in (BUNDLED, home() / "models") for path in sorted(root.glob("*/model.json"))]
+    for folder in [*found, *_remembered()]:
+        try:
+            entries.append(read_model_dir(folder))
+        except BadInput as error:
+            problems.append(f"{folder}: {error}")
+    return entries + list(FOUNDATION_MODELS), problems
+
+
 def catalogue() -> dict[str, ModelEntry]:
-    """All models that this installation knows, by id: the bundled ones."""
-    folders = sorted(p.parent for p in BUNDLED.glob("*/model.json"))
-    entries = [read_model_dir(folder) for folder in folders]
-    return {entry.id: entry for entry in entries}
+    """The models by id; see `known_models`."""
+    return {entry.id: entry for entry in reversed(known_models()[0])}
+
+
+def remember(directory: Path) -> None:
+    """Add a model folder elsewhere on this machine to the catalogue, by path; folders that are gone are forgotten."""
+    folders = {str(folder) for folder in _remembered()} | {str(Path(directory).resolve())}
+    write_text(models_dir() / FOLDERS_FILE, json.dumps(sorted(folders), indent=1) + "\n")
+
+
+def _remembered() -> list[Path]:
+    file = home() / "models" / FOLDERS_FILE
+    if not file.is_file():
+        return []
+    return [Path(p) for p in json.loads(file.read_text(encoding="utf-8")) if (Path(p) / "model.json").is_file()]
 
 
 def resolve(name: str | Path) -> ModelEntry:

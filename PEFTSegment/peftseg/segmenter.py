@@ -15,7 +15,7 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.infer import ACCUMULATOR_BYTES, segment
 from peftseg.library import find_adapter
-from peftseg.models import ModelEntry, Preprocessing, Structure, catalogue, read_model_dir, resolve
+from peftseg.models import ModelEntry, Preprocessing, Structure, known_models, resolve
 from peftseg.networks import replace_head
 from peftseg.paths import models_dir
 from peftseg.preprocess import prepare
@@ -126,18 +126,17 @@ def load_adapted_network(recipe: Recipe, state: dict[str, torch.Tensor], entry: 
 
 
 def find_base(recipe: Recipe) -> ModelEntry:
-    """The model that an adapter belongs to: from the catalogue, or a model folder in PEFTSegment's `models`.
+    """The model that an adapter belongs to, from the catalogue.
 
     Of several models with that id the one with the adapter's fingerprint is taken.
     """
-    folders = sorted(path.parent for path in models_dir().glob("*/model.json"))
-    entries = [*catalogue().values(), *(read_model_dir(folder) for folder in folders)]
+    entries, problems = known_models()
     fitting = [entry for entry in entries if entry.id == recipe.base_id]
     if not fitting:
         known = ", ".join(sorted({entry.id for entry in entries})) or "none"
         raise BadInput(
             f"The adapter '{recipe.name}' belongs to the model '{recipe.base_id}' (fingerprint "
-            f"{recipe.base_fingerprint[:12]}), which is not on this machine; models here: {known}.",
+            f"{recipe.base_fingerprint[:12]}), which is not on this machine; models here: {known}. {' '.join(problems)}",
             f"Copy that model's folder into {models_dir()}.",
         )
     if len(fitting) == 1:
