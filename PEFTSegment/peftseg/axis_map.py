@@ -58,11 +58,15 @@ class AxisMap:
 def orient_to(grid: Grid, codes: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Study axis and sign (+1, or -1 for a flip) of each axis of the orientation `codes`, by nearest axis codes.
 
+    Codes such as "kji" are the study's own axes in that order.
+
     Raises
     ------
     BadInput
         `codes` is not one letter of each of the pairs R/L, A/P and S/I.
     """
+    if sorted(codes) == ["i", "j", "k"]:
+        return tuple("ijk".index(code) for code in codes), (1, 1, 1)
     if len(codes) != 3 or any(len(set(pair) & set(codes)) != 1 for pair in ("RL", "AP", "SI")):
         raise BadInput(
             f"Orientation '{codes}' is not valid; expected three letters, one each of R/L, A/P and S/I, such as RAS.",

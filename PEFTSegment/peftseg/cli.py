@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from peftseg import cli_jobs, cli_show
+from peftseg import cli_jobs, cli_models, cli_show
 from peftseg.cli_options import Parser, parse
 from peftseg.errors import JobCancelled, PeftsegError
 from peftseg.jobs import delete_scratch
@@ -21,6 +21,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"peftseg {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     cli_jobs.add_subcommands(subparsers)
+    cli_models.add_subcommands(subparsers)
     cli_show.add_subcommands(subparsers)
     return parser
 

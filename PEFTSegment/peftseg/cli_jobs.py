@@ -17,7 +17,7 @@ from peftseg import config, jobs, worker
 from peftseg.cli_progress import JsonLines, ProgressBar, cell
 from peftseg.events import CANCEL, Event
 from peftseg.job_folder import ending_of, prepare_resume
-from peftseg.models import resolve
+from peftseg.licences import usable
 from peftseg.paths import remove_tree, write_text
 from peftseg.study import read_support_folder
 
@@ -109,7 +109,7 @@ def run_adapt(arguments: Namespace) -> int:
 
     method_options = options.parse_options(arguments.option)
     check_options(arguments.method, method_options)
-    structures = options.parse_structures(arguments.structures, resolve(arguments.model))
+    structures = options.parse_structures(arguments.structures, usable(arguments.model))
     job = config.AdaptJob(
         model=arguments.model,
         support=read_support_folder(options.existing(arguments.support, "support folder"), structures),
@@ -132,7 +132,7 @@ def run_adapt(arguments: Namespace) -> int:
 def run_apply(arguments: Namespace) -> int:
     """`peftseg apply`."""
     if arguments.model:
-        resolve(arguments.model)
+        usable(arguments.model)
     job = config.ApplyJob(
         adapter=arguments.adapter,
         model=arguments.model,

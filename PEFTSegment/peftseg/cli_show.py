@@ -1,4 +1,4 @@
-"""The subcommands that show and share: models, methods, adapters, evaluate, demo, doctor. Torch-free until needed."""
+"""The subcommands that show and share: methods, adapters, evaluate, demo, doctor. Torch-free until needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 from peftseg import cli_options as options
 from peftseg.cli_progress import JsonLines, ProgressBar, cell, table
 from peftseg.events import Reporter, plain
-from peftseg.models import catalogue, read_model_dir, to_dict
 from peftseg.paths import write_text
 
 ADAPTER_COLUMNS = ("ref", "method", "base_id", "structures", "shots", "problem")
@@ -22,9 +21,6 @@ ADAPTER_COLUMNS = ("ref", "method", "base_id", "structures", "shots", "problem")
 
 def add_subcommands(subparsers: Any) -> None:
     """Add this module's subcommands to the command line."""
-    parser = subparsers.add_parser("models", help="the catalogue of foundation models")
-    parser.add_argument("--dir", action="append", default=[], metavar="MODELDIR", help="show this model folder too")
-    _show(parser, models)
     _show(subparsers.add_parser("methods", help="the methods and their options"), methods)
     _add_adapters(subparsers.add_parser("adapters", help="the adapter library"))
     _add_evaluate(subparsers.add_parser("evaluate", help="Dice, surface Dice and HD95 of segmentations"))
@@ -66,22 +62,6 @@ def _add_evaluate(parser: options.Parser) -> None:
     _show(parser, evaluate)
 
 
-def models(arguments: Namespace) -> int:
-    """`peftseg models`."""
-    entries = [*catalogue().values(), *(read_model_dir(Path(folder)) for folder in arguments.dir)]
-    rows = [{**to_dict(entry), "weights_here": entry.weights_path is not None} for entry in entries]
-    if arguments.json:
-        _print_json(rows)
-        return 0
-    for row in rows:
-        here = "weights here" if row["weights_here"] else "weights not here"
-        print(f"{row['id']}: {row['title']} ({row['modality']}; {row['licence'] or 'no licence named'}; {here})")
-        print(f"    structures: {', '.join(s['name'] for s in row['structures'])}")
-    if not rows:
-        print("No models.")
-    return 0
-
-
 def methods(arguments: Namespace) -> int:
     """`peftseg methods`."""
     from dataclasses import asdict
@@ -89,7 +69,7 @@ def methods(arguments: Namespace) -> int:
     from peftseg.adapters.table import METHODS
 
     if arguments.json:
-        _print_json([asdict(method) for method in METHODS.values()])
+        print_json([asdict(method) for method in METHODS.values()])
         return 0
     for method in METHODS.values():
         print(f"{method.name}: {method.title}. {method.summary}")
@@ -105,7 +85,7 @@ def adapters_list(arguments: Namespace) -> int:
 
     rows = list_adapters()
     if arguments.json:
-        _print_json(rows)
+        print_json(rows)
     elif not rows:
         print("The library is empty.")
     else:
@@ -119,7 +99,7 @@ def adapters_show(arguments: Namespace) -> int:
 
     found = show_adapter(arguments.adapter)
     if arguments.json:
-        _print_json(found)
+        print_json(found)
     else:
         for key, value in found.items():
             print(f"{key}: {cell(value)}")
@@ -130,21 +110,21 @@ def adapters_export(arguments: Namespace) -> int:
     """`peftseg adapters export NAME FILE`."""
     from peftseg.library import export_adapter
 
-    return _print_done("exported", export_adapter(arguments.adapter, Path(arguments.file)), arguments.json)
+    return print_done("exported", export_adapter(arguments.adapter, Path(arguments.file)), arguments.json)
 
 
 def adapters_import(arguments: Namespace) -> int:
     """`peftseg adapters import FILE`."""
     from peftseg.library import import_adapter
 
-    return _print_done("imported", import_adapter(options.existing(arguments.file, "adapter file")), arguments.json)
+    return print_done("imported", import_adapter(options.existing(arguments.file, "adapter file")), arguments.json)
 
 
 def adapters_remove(arguments: Namespace) -> int:
     """`peftseg adapters remove NAME`."""
     from peftseg.library import remove_adapter
 
-    return _print_done("removed", remove_adapter(arguments.adapter), arguments.json)
+    return print_done("removed", remove_adapter(arguments.adapter), arguments.json)
 
 
 def evaluate(arguments: Namespace) -> int:
@@ -157,7 +137,7 @@ def evaluate(arguments: Namespace) -> int:
     if arguments.csv:
         write_text(arguments.csv, _csv_text(rows))
     if arguments.json:
-        _print_json(rows)
+        print_json(rows)
     else:
         print(table(rows))
     return 0
@@ -184,19 +164,21 @@ def doctor(arguments: Namespace) -> int:
 
     facts = examine()
     if arguments.json:
-        _print_json(facts)
+        print_json(facts)
     else:
         print(report_text(facts))
     return 0
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print a result for another program to read."""
     print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def _print_done(done: str, result: Any, as_json: bool) -> int:
+def print_done(done: str, result: Any, as_json: bool) -> int:
+    """Print what was done, e.g. "imported", and its result; returns exit code 0."""
     if as_json:
-        _print_json({done: result})
+        print_json({done: result})
     else:
         print(f"{done.capitalize()}: {cell(result)}" if result is not None else f"{done.capitalize()}.")
     return 0

@@ -64,7 +64,7 @@ def _prepare_one(scan: LoadedScan, recipe: Preprocessing, structures: tuple[Stru
     prepared = prepare(scan.volume, recipe)
     masks = [prepare_mask(scan.masks[s.name], prepared) for s in structures]
     known = [_known_on_model_grid(scan.known[s.name], prepared) for s in structures]
-    return make_scan(prepared.image, masks, known, overlapping)
+    return make_scan(prepared.image, masks, known, overlapping, prepared.background)
 
 
 def _known_on_model_grid(known: bool | np.ndarray, prepared: Prepared) -> bool | torch.Tensor:

@@ -83,7 +83,7 @@ def segment(
     if activation not in ACTIVATIONS:
         raise unknown_name("activation", activation, ACTIVATIONS)
     mapping = axis_map(prepared.grid, prepared.source)
-    taps = taps_back(mapping, prepared.grid.shape, prepared.source.shape)
+    taps = taps_back(mapping, prepared.grid.shape, prepared.source.shape, prepared.nearest, prepared.reach)
     if activation == "softmax":
         labels = np.zeros(prepared.source.shape, dtype=np.uint8 if n_outputs <= 256 else np.uint16)
         write = _write_labels
@@ -92,10 +92,17 @@ def segment(
         write = _write_masks
     view = mapping.orient(labels)
     image = prepared.image.to(device)
-    tiling = tile(image.shape[1:], window, overlap)
+    tiling = tile(image.shape[1:], window, overlap, prepared.scheme)
     with ready(network, device, precision) as forward:
         slabs = logit_slabs(
-            forward, image, n_outputs, tiling, limit_bytes=accumulator_bytes, batch=batch, reporter=reporter
+            forward,
+            image,
+            n_outputs,
+            tiling,
+            limit_bytes=accumulator_bytes,
+            batch=batch,
+            reporter=reporter,
+            padding=prepared.background,
         )
         for slab in slabs:
             write(view, slab, _owned(taps, slab, prepared.grid.shape))
@@ -145,7 +152,8 @@ def ready(network: nn.Module, device: torch.device, precision: str = "auto") -> 
     float32: rounding logits to 16 bits would double the voxels that get another label than in float32.
     """
     precision = choose_precision(device, precision)
-    channels_last = precision != "fp32" and device.type in ("cpu", "cuda")
+    flat = any(p.ndim == 4 for p in network.parameters())  # a network of slices: the layout is for volumes
+    channels_last = precision != "fp32" and device.type in ("cpu", "cuda") and not flat
     modes = {module: module.training for module in network.modules()}
     # Outside of inference mode, in which tensors are made that cannot be trained any more.
     network.to(device).eval()

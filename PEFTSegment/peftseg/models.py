@@ -19,7 +19,9 @@ MODEL_FORMAT = 1
 FOLDERS_FILE = "folders.json"
 BUNDLED = Path(__file__).parent / "resources" / "models"
 ACTIVATIONS = ("softmax", "sigmoid")
-INTENSITY_KINDS = ("window", "zscore", "percentile")
+NNUNET_KINDS = ("zscore_all", "zscore_inside", "range01", "none")
+INTENSITY_KINDS = ("window", "zscore", "percentile", "nonzero_range", *NNUNET_KINDS)
+SCHEMES = ("linear", "nnunet")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Structure:
     colour : tuple of int
         RGB, 0 to 255.
     code : str
-        Terminology entry as Slicer and slicerio write it ("scheme^value^meaning"), or "".
+        "scheme^value^meaning" of the type, a whole terminology entry as Slicer and slicerio write it, or "".
     """
 
     name: str
@@ -53,7 +55,11 @@ class Intensity:
     kind : str
         "window": clip to [low, high], map to [out_low, out_high] (CT, Hounsfield units);
         "zscore": mean 0 and standard deviation 1 over voxels that are not 0;
-        "percentile": clip to the low-th and high-th percentile of the voxels that are not 0, map to [out_low, out_high].
+        "percentile": clip to the low-th and high-th percentile of the voxels that are not 0, map to [out_low, out_high];
+        "nonzero_range": voxels of exactly 0 take the mean of the others, then smallest to largest value map to
+        [out_low, out_high], on the resampled study (MONAI's NormalizeIntensity(nonzero) and ScaleIntensity);
+        "zscore_all", "zscore_inside", "range01", "none": nnU-Net's, for the scheme "nnunet" only (see
+        `nnunet_preprocess.prepare_nnunet`).
     """
 
     kind: str
@@ -74,19 +80,32 @@ class Preprocessing:
     Attributes
     ----------
     orientation : str
-        Axis codes of the model grid, e.g. "RAS".
+        Axis codes of the model grid, e.g. "RAS", or the study's own axes in some order, e.g. "kji".
     spacing : tuple of float
         Voxel size of the model grid in mm along its three axes.
     intensity : Intensity
         Grey value mapping.
     crop_foreground : bool
         Crop to the voxels above 0 after the intensity mapping (MONAI's CropForegroundd on the source).
+    scheme : str
+        "linear": resample linearly, then map grey values; windows as MONAI places and blends them;
+        "nnunet": nnU-Net's order, interpolation, padding, windows and weights (`nnunet_preprocess.py`).
     """
 
     orientation: str
     spacing: tuple[float, float, float]
     intensity: Intensity
     crop_foreground: bool = False
+    scheme: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise unknown_name("preprocessing scheme", self.scheme, SCHEMES)
+        if self.intensity.kind in NNUNET_KINDS and self.scheme != "nnunet":
+            raise BadInput(
+                f"Grey values of the kind '{self.intensity.kind}' are only for the scheme 'nnunet', not '{self.scheme}'.",
+                "Correct the preprocessing.",
+            )
 
 
 @dataclass(frozen=True)
@@ -227,6 +246,7 @@ def preprocessing_from_dict(data: dict[str, Any]) -> Preprocessing:
         spacing=tuple(float(s) for s in data["spacing"]),
         intensity=Intensity(**data["intensity"]),
         crop_foreground=bool(data["crop_foreground"]),
+        scheme=data.get("scheme", "linear"),
     )
 
 
@@ -292,14 +312,21 @@ def known_models() -> tuple[list[ModelEntry], list[str]]:
     """
     from peftseg.foundation_models import FOUNDATION_MODELS  # made of this module's records
 
-    entries, problems = [], []
-    found = [path.parent for root in (BUNDLED, home() / "models") for path in sorted(root.glob("*/model.json"))]
-    for folder in [*found, *_remembered()]:
-        try:
-            entries.append(read_model_dir(folder))
-        except BadInput as error:
-            problems.append(f"{folder}: {error}")
+    folders = [path.parent for root in (BUNDLED, home() / "models") for path in sorted(root.glob("*/model.json"))]
+    remembered, problems = _remembered()
+    entries = []
+    for folder in [*folders, *remembered]:
+        entry, problem = _entry_or_problem(folder)
+        entries += [entry] if entry else []
+        problems += [problem] if problem else []
     return entries + list(FOUNDATION_MODELS), problems
+
+
+def _entry_or_problem(folder: Path) -> tuple[ModelEntry | None, str]:
+    try:
+        return read_model_dir(folder), ""
+    except BadInput as error:
+        return None, f"{folder}: {error}"
 
 
 def catalogue() -> dict[str, ModelEntry]:
@@ -309,15 +336,19 @@ def catalogue() -> dict[str, ModelEntry]:
 
 def remember(directory: Path) -> None:
     """Add a model folder elsewhere on this machine to the catalogue, by path; folders that are gone are forgotten."""
-    folders = {str(folder) for folder in _remembered()} | {str(Path(directory).resolve())}
+    folders = {str(folder) for folder in _remembered()[0]} | {str(Path(directory).resolve())}
     write_text(models_dir() / FOLDERS_FILE, json.dumps(sorted(folders), indent=1) + "\n")
 
 
-def _remembered() -> list[Path]:
+def _remembered() -> tuple[list[Path], list[str]]:
     file = home() / "models" / FOLDERS_FILE
     if not file.is_file():
-        return []
-    return [Path(p) for p in json.loads(file.read_text(encoding="utf-8")) if (Path(p) / "model.json").is_file()]
+        return [], []
+    try:
+        folders = [Path(p) for p in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        return [], [f"{file} cannot be read ({error}): model folders elsewhere are not listed. Delete it."]
+    return [folder for folder in folders if (folder / "model.json").is_file()], []
 
 
 def resolve(name: str | Path) -> ModelEntry:

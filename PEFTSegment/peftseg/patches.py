@@ -75,7 +75,11 @@ NO_AUGMENTATION = Augmentation(probability=0.0, shift=0.0)
 
 
 def make_scan(
-    image: torch.Tensor, masks: list[torch.Tensor], known: list[bool | torch.Tensor], overlapping: bool
+    image: torch.Tensor,
+    masks: list[torch.Tensor],
+    known: list[bool | torch.Tensor],
+    overlapping: bool,
+    background: float | None = None,
 ) -> Scan:
     """Assemble a `Scan` on the image's device.
 
@@ -86,6 +90,8 @@ def make_scan(
     known : list of bool or bool tensor (I, J, K), one a structure
     overlapping : bool
         True for a sigmoid head.
+    background : float or None
+        Value of what lies outside of the image; None: its smallest.
     """
     device = image.device
     stack = torch.stack([m.to(device) for m in masks])
@@ -105,7 +111,8 @@ def make_scan(
         for index, mask in enumerate(stack, start=1):
             target[0][mask] = index
     points = tuple(p for p in (m.nonzero() for m in stack) if len(p))
-    return Scan(image.float(), target, known_map, points, float(image.min()))
+    background = float(image.min()) if background is None else background
+    return Scan(image.float(), target, known_map, points, background)
 
 
 def rng_for(seed: int, *key: int) -> np.random.Generator:

@@ -35,16 +35,27 @@ class Prepared:
         Of the model, after cropping.
     source : Grid
         Of the study itself.
+    scheme : str
+        Of the recipe.
+    nearest : int or None
+        Axis of the model grid along which results go back to the nearest voxels of the study; None: linear throughout.
     """
 
     image: torch.Tensor
     grid: Grid
     source: Grid
+    scheme: str = "linear"
+    nearest: int | None = None
 
     @property
     def background(self) -> float:
-        """Grey value of what lies outside of the image, used for padding: the darkest value that the image has."""
-        return float(self.image.min())
+        """Grey value of what lies outside of the image, used for padding: the darkest value that the image has, or 0."""
+        return 0.0 if self.scheme == "nnunet" else float(self.image.min())
+
+    @property
+    def reach(self) -> float:
+        """How far outside of the outer voxels' centres a result still counts, in model voxels; 0.5: to their borders."""
+        return 0.5 if self.scheme == "nnunet" else 0.75
 
 
 def prepare(volume: Volume, recipe: Preprocessing) -> Prepared:
@@ -69,9 +80,16 @@ def prepare(volume: Volume, recipe: Preprocessing) -> Prepared:
         The study has values that are not finite, or the recipe's spacing or orientation is not valid.
     """
     _check(volume, recipe)
+    if recipe.scheme == "nnunet":
+        from peftseg.nnunet_preprocess import prepare_nnunet  # made of this module's records
+
+        return prepare_nnunet(volume, recipe)
     mapping, shape = fit_axes(volume.grid, recipe.orientation, recipe.spacing)
-    gain, offset, low, high = _mapping(volume.array, recipe.intensity)
     image = resample_to_model(volume.array, mapping, shape)
+    if recipe.intensity.kind == "nonzero_range":
+        gain, offset, low, high = _nonzero_range(image, recipe.intensity)
+    else:
+        gain, offset, low, high = _mapping(volume.array, recipe.intensity)
     affine = volume.grid.affine @ mapping.matrix()
     clips = np.isfinite(low)
     if recipe.crop_foreground:
@@ -109,6 +127,14 @@ def _mapping(array: np.ndarray, intensity: Intensity) -> tuple[float, float, flo
     spread = float(values.std(dtype=np.float64)) if values.size else 0.0
     gain = 1 / spread if spread > 1e-6 * abs(mean) else 0.0
     return gain, mean, -np.inf, np.inf
+
+
+def _nonzero_range(image: torch.Tensor, intensity: Intensity) -> tuple[float, float, float, float]:
+    """As `_mapping`; fills the voxels that are 0 in place."""
+    empty = image == 0
+    if empty.any() and not empty.all():
+        image[empty] = image[~empty].double().mean().float()
+    return _between(float(image.min()), float(image.max()), intensity)
 
 
 def _between(low: float, high: float, intensity: Intensity) -> tuple[float, float, float, float]:

@@ -138,7 +138,8 @@ def _choose_spacing(
 
 
 def _axis_name(base: Preprocessing, axis: int) -> str:
-    return f"the {AXIS_NAMES[base.orientation[axis]]} axis"
+    code = base.orientation[axis]
+    return f"the {AXIS_NAMES[code]} axis" if code in AXIS_NAMES else f"the scan's axis {code}"
 
 
 def _smallest(support: Sequence[SupportFacts]) -> tuple[str, float]:
@@ -161,6 +162,8 @@ def _misses_window(facts: SupportFacts, intensity: Intensity) -> bool:
 
 
 def _choose_intensity(base: Intensity, support: Sequence[SupportFacts]) -> tuple[Intensity, list[str]]:
+    if base.kind == "nonzero_range":
+        return base, []  # follows each scan, whatever its scale
     ct = 2 * sum(_looks_like_ct(f) for f in support) > len(support)
     if base.kind != "window":
         return _window_of(base, support) if ct else (base, [])

@@ -45,18 +45,25 @@ class Taps:
         return Taps(self.first, self.low - offset, self.weight)
 
 
-def taps_back(mapping: AxisMap, model_shape: Sequence[int], study_shape: Sequence[int]) -> tuple[Taps, Taps, Taps]:
+def taps_back(
+    mapping: AxisMap,
+    model_shape: Sequence[int],
+    study_shape: Sequence[int],
+    nearest: int | None = None,
+    reach: float = 0.75,
+) -> tuple[Taps, Taps, Taps]:
     """Taps from the model grid to the oriented study (see `AxisMap.orient`), one a model axis.
 
-    Study voxels of which the centre lies more than 0.75 model voxels outside of the model grid (it may be cropped) have
-    no tap.
+    Study voxels of which the centre lies more than `reach` model voxels outside of the model grid (it may be cropped) have
+    no tap. Along the axis `nearest` each voxel has the nearest one's value.
     """
     taps = []
     for axis, size in enumerate(model_shape):
         count = study_shape[mapping.axes[axis]]
         position = (np.arange(count) - mapping.oriented_start(axis, study_shape)) / abs(mapping.step[axis])
         position = np.round(position, 6)
-        inside = np.flatnonzero((position >= -0.75) & (position <= size - 0.25))
+        inside = np.flatnonzero((position >= -reach) & (position <= size - 1 + reach))
+        position = np.floor(position + 0.5) if axis == nearest else position
         taps.append(_linear_taps(position[inside], size, int(inside[0]) if len(inside) else 0))
     return tuple(taps)
 

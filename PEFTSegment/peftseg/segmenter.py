@@ -15,7 +15,8 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.infer import ACCUMULATOR_BYTES, segment
 from peftseg.library import find_adapter
-from peftseg.models import ModelEntry, Preprocessing, Structure, known_models, resolve
+from peftseg.licences import require_accepted, usable
+from peftseg.models import ModelEntry, Preprocessing, Structure, known_models
 from peftseg.networks import replace_head
 from peftseg.paths import models_dir
 from peftseg.preprocess import prepare
@@ -60,7 +61,9 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
         Unknown or damaged adapter, or its base is not here or is another one.
     """
     recipe, state, digest = load_adapter(find_adapter(ref))
-    network = load_adapted_network(recipe, state, find_base(recipe))
+    base = find_base(recipe)
+    require_accepted(base)
+    network = load_adapted_network(recipe, state, base)
     facts = {
         "adapter": recipe.name,
         "adapter_version": str(recipe.version),
@@ -83,7 +86,12 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
 
 def model_segmenter(name: str | Path) -> Segmenter:
     """The segmenter of a model as it is, by id or MODELDIR."""
-    entry = resolve(name)
+    entry = usable(name)
+    if not entry.structures:
+        raise BadInput(
+            f"Model '{entry.id}' segments nothing by itself: it has no structures of its own.",
+            "Adapt it to labelled scans first, then apply the adapter.",
+        )
     network, _ = load_base(entry)
     facts = {"base": entry.id, "base_fingerprint": fingerprint(network.state_dict(), architecture(entry))}
     return Segmenter(

@@ -23,8 +23,9 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.infer import segment
 from peftseg.library import next_version
+from peftseg.licences import usable
 from peftseg.metrics import dice
-from peftseg.models import ModelEntry, Preprocessing, Structure, resolve
+from peftseg.models import ModelEntry, Preprocessing, Structure, remember
 from peftseg.networks import Anatomy, build
 from peftseg.optimise import History, fit
 from peftseg.patches import Scan
@@ -61,7 +62,8 @@ class Setting:
 class Adapted:
     """The outcome of one training: the pruned adapter on its network, its recipe and its history.
 
-    `divisor` is the network's: windows for studies are multiples of it (see `windows.window_for`).
+    `base_fingerprint` is that of the weights it started from; `divisor` is the network's: windows for studies are
+    multiples of it (see `windows.window_for`).
     """
 
     attached: Attached
@@ -70,6 +72,7 @@ class Adapted:
     plan: Plan
     history: History
     divisor: int
+    base_fingerprint: str
 
 
 def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
@@ -90,7 +93,9 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     out = _check_output(Path(job.out))
     name = job.name or " + ".join(s.name for s in job.structures)
     check_name(name)
-    entry = resolve(job.model)
+    entry = usable(job.model)
+    if entry.directory is not None and Path(job.model).is_dir():
+        remember(entry.directory)  # so that the adapter finds its base again
     options = check_options(job.method, job.options)
     device = choose_device(job.device)
     loaded = load_scans(job.support, job.structures, job.replace_nonfinite, reporter)
@@ -106,8 +111,6 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     leave_out = job.estimate == "loo"
     if leave_out and setting.budget_minutes:
         setting = replace(setting, budget_minutes=setting.budget_minutes / (len(loaded) + 1))
-    network, _ = load_base(entry)
-    base_print = fingerprint(network.state_dict(), architecture(entry))
     adapted = train_adapter(setting, loaded, reporter)
     estimate = leave_one_out(setting, loaded, reporter) if leave_out else None
     recipe = Recipe(
@@ -118,7 +121,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         options=options,
         train_decoder=setting.train_decoder,
         base_id=entry.id,
-        base_fingerprint=base_print,
+        base_fingerprint=adapted.base_fingerprint,
         base_licence=entry.licence,
         network=entry.network,
         structures=job.structures,
@@ -186,7 +189,7 @@ def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Repo
         reporter.log(change)
     scans = prepare_scans(list(loaded), recipe, setting.structures, setting.activation == "sigmoid", setting.device)
     torch.manual_seed(setting.seed)
-    network, anatomy = starting_network(setting)
+    network, anatomy, base_fingerprint = starting_network(setting)
     attached = attach(network, anatomy, setting.method, setting.options, setting.train_decoder)
     network.to(setting.device)
     plan = _plan(setting, scans, attached, anatomy.divisor)
@@ -194,16 +197,20 @@ def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Repo
     groups = attached.parameter_groups(learning_rates(setting.options))
     history = fit(attached, groups, scans, plan.schedule, setting.activation, reporter, plan.deadline)
     attached.prune()
-    return Adapted(attached, recipe, changes, plan, history, anatomy.divisor)
+    return Adapted(attached, recipe, changes, plan, history, anatomy.divisor, base_fingerprint)
 
 
-def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy]:
-    """The base with a head for the structures; from scratch: the same network with random weights."""
+def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy, str]:
+    """The base with a head for the structures, and the base's fingerprint.
+
+    From scratch: the same network with random weights, and no fingerprint.
+    """
     if setting.scratch:
-        return build(setting.entry.network, n_outputs(setting.structures, setting.activation))
+        return *build(setting.entry.network, n_outputs(setting.structures, setting.activation)), ""
     network, anatomy = load_base(setting.entry)
+    base_fingerprint = fingerprint(network.state_dict(), architecture(setting.entry))
     fit_head(network, anatomy, setting.entry, setting.structures, setting.activation)
-    return network, anatomy
+    return network, anatomy, base_fingerprint
 
 
 def _plan(setting: Setting, scans: list[Scan], attached: Attached, divisor: int) -> Plan:

@@ -13,7 +13,7 @@ from torch import nn
 
 from peftseg.errors import BadInput
 from peftseg.models import ModelEntry, Structure, to_dict
-from peftseg.networks import Anatomy, build, head_of, replace_head
+from peftseg.networks import Anatomy, build, head_rows, replace_head
 from peftseg.paths import atomic_write
 
 
@@ -45,6 +45,11 @@ def n_outputs(structures: tuple[Structure, ...], activation: str) -> int:
     return len(structures) + (activation == "softmax")
 
 
+def head_width(structures: tuple[Structure, ...], activation: str) -> int:
+    """Rows of a base's head as it is built and stored; a base that segments nothing yet has one empty row."""
+    return n_outputs(structures, activation) if structures else 1
+
+
 def load_base(entry: ModelEntry) -> tuple[nn.Module, Anatomy]:
     """Build the entry's network and load its base weights, every tensor of them.
 
@@ -56,7 +61,8 @@ def load_base(entry: ModelEntry) -> tuple[nn.Module, Anatomy]:
     path = entry.weights_path
     if path is None:
         raise BadInput(
-            f"The weights of model '{entry.id}' are not on this machine.", "Import them with `peftseg models import`."
+            f"The weights of model '{entry.id}' are not on this machine.",
+            f"Run `peftseg models download {entry.id}`, or `peftseg models import {entry.id} FILE`.",
         )
     try:
         state = load_file(path)
@@ -65,7 +71,7 @@ def load_base(entry: ModelEntry) -> tuple[nn.Module, Anatomy]:
             f"The weights file {path} cannot be read ({error}).", "Write or import the model again."
         ) from None
     state = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
-    network, anatomy = build(entry.network, n_outputs(entry.structures, entry.activation))
+    network, anatomy = build(entry.network, head_width(entry.structures, entry.activation))
     _load_strictly(network, state, entry.id)
     return network.eval(), anatomy
 
@@ -103,23 +109,28 @@ def fit_head(
     Softmax from softmax: the background row is kept. Softmax from sigmoid: the background row is zero, so that a single
     structure's softmax equals the base's sigmoid. Sigmoid from softmax: row minus background row, which is the same
     equality read backwards. Rows of novel structures get the default initialisation, scaled down a hundredfold with a
-    bias of -1, so that they start as "not there" instead of as noise.
+    bias of -1, so that they start as "not there" instead of as noise. A head whose rows cannot be taken over (text-driven)
+    leaves all structures to be learnt.
     """
-    old = head_of(network, anatomy)
+    old = head_rows(network, anatomy)
     base_has_background = entry.activation == "softmax"
-    rows = {s.name: i + base_has_background for i, s in enumerate(entry.structures)}
+    rows = (
+        {}
+        if old is None or not entry.structures
+        else {s.name: i + base_has_background for i, s in enumerate(entry.structures)}
+    )
     new = replace_head(network, anatomy, n_outputs(structures, activation))
     first = int(activation == "softmax")
     with torch.no_grad():
         new.weight.mul_(0.01)
         new.bias.fill_(-1.0)
-        background = (old.weight[0], old.bias[0]) if base_has_background else (0.0, 0.0)
+        background = (old[0][0], old[1][0]) if rows and base_has_background else (0.0, 0.0)
         if activation == "softmax":
             new.weight[0], new.bias[0] = background
         for row, structure in enumerate(structures, start=first):
             if structure.name not in rows:
                 continue
-            weight, bias = old.weight[rows[structure.name]], old.bias[rows[structure.name]]
+            weight, bias = old[0][rows[structure.name]], old[1][rows[structure.name]]
             if activation == "sigmoid" and base_has_background:
                 weight, bias = weight - background[0], bias - background[1]
             new.weight[row], new.bias[row] = weight, bias

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
+from peftseg.nnunet_preprocess import window_starts, window_weights
 
 SIGMA_SCALE = 0.125  # of the Gaussian weights, in windows
 BLANK_TOLERANCE = 1e-6  # of the image's range: rounding of a constant region
@@ -40,6 +41,8 @@ class Tiling:
         Voxels padded along each axis where the image is smaller than the window.
     starts : tuple of tuple of int
         First voxels of the windows along each axis of the padded image, ascending.
+    scheme : str
+        Of the preprocessing; it says how windows are blended.
     """
 
     shape: tuple[int, int, int]
@@ -47,6 +50,7 @@ class Tiling:
     before: tuple[int, int, int]
     after: tuple[int, int, int]
     starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    scheme: str = "linear"
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ def window_for(
     return tuple(max(low, min(size, high)) for size, low, high in zip(cover, smallest, largest, strict=True))
 
 
-def tile(shape: Sequence[int], window: Sequence[int], overlap: float) -> Tiling:
-    """Place windows as MONAI's `sliding_window_inference` does; BadInput for a window or overlap that cannot be."""
+def tile(shape: Sequence[int], window: Sequence[int], overlap: float, scheme: str = "linear") -> Tiling:
+    """Place windows as MONAI's `sliding_window_inference` does, or nnU-Net; BadInput for a window or overlap that cannot be."""
     if len(window) != 3 or min(window) < 1 or not 0 <= overlap < 1:
         raise BadInput(
             f"Window {tuple(window)} with overlap {overlap} is not possible; expected three sizes of at least 1 voxel "
@@ -105,9 +109,12 @@ def tile(shape: Sequence[int], window: Sequence[int], overlap: float) -> Tiling:
     after = tuple(m - b for m, b in zip(missing, before, strict=True))
     starts = []
     for n, m, w in zip(shape, missing, window, strict=True):
+        if scheme == "nnunet":
+            starts.append(window_starts(n + m, w, overlap))
+            continue
         interval = w if n + m == w else max(1, int(w * (1 - overlap)))
         starts.append(tuple(s.start for (s,) in dense_patch_slices((n + m,), (w,), (interval,))))
-    return Tiling(tuple(shape), tuple(window), before, after, tuple(starts))
+    return Tiling(tuple(shape), tuple(window), before, after, tuple(starts), scheme)
 
 
 def split_rows(tiling: Tiling, n_outputs: int, limit_bytes: int) -> list[Span]:
@@ -134,6 +141,7 @@ def logit_slabs(
     limit_bytes: int,
     batch: int = 1,
     reporter: Reporter | None = None,
+    padding: float | None = None,
 ) -> Iterator[Slab]:
     """Blended logits of an image, slab by slab along the first axis (within each strip of rows).
 
@@ -150,6 +158,8 @@ def logit_slabs(
         For the accumulators; see `split_rows`.
     batch : int
         Windows a forward pass.
+    padding : float or None
+        Value of the voxels around an image that is smaller than a window; None: the image's smallest.
 
     Raises
     ------
@@ -158,10 +168,12 @@ def logit_slabs(
     JobCancelled
         The user cancelled (asked between windows).
     """
-    background = float(image.min())
-    blank_below = background + BLANK_TOLERANCE * (float(image.max()) - background)
+    darkest = float(image.min())
+    padding = darkest if padding is None else padding
+    lowest = min(darkest, padding)
+    blank_below = lowest + BLANK_TOLERANCE * (float(image.max()) - lowest)
     pads = [p for axis in (2, 1, 0) for p in (tiling.before[axis], tiling.after[axis])]
-    padded = F.pad(image, pads, value=background) if any(pads) else image
+    padded = F.pad(image, pads, value=padding) if any(pads) else image
     run = _Runner(forward, padded[0], n_outputs, tiling.window, blank_below, batch, reporter)
     for rows in split_rows(tiling, n_outputs, limit_bytes):
         yield from _strip_slabs(run, tiling, rows, n_outputs, padded.device)
@@ -173,7 +185,7 @@ def _strip_slabs(run: _Runner, tiling: Tiling, rows: Span, n_outputs: int, devic
     top, bottom = rows[0] + tiling.before[1], rows[1] + 1 + tiling.before[1]
     width = tiling.shape[2] + tiling.before[2] + tiling.after[2]
     columns = slice(tiling.before[2], tiling.before[2] + tiling.shape[2])
-    weights = compute_importance_map(tiling.window, mode="gaussian", sigma_scale=SIGMA_SCALE, device=device)
+    weights = _weights(tiling, device)
     # Plane 0 is the last finished plane of the slab before; planes 1.. are where the windows go.
     total = torch.zeros((n_outputs + 1, depth + 1, bottom - top, width), device=device)  # the last row sums weights
     starts = tiling.starts[0]
@@ -194,6 +206,13 @@ def _strip_slabs(run: _Runner, tiling: Tiling, rows: Span, n_outputs: int, devic
         for channel in total:  # one at a time: the copy that an overlapping move needs stays small
             channel[: depth + 1 - done] = channel[done:].clone()
             channel[depth + 1 - done :] = 0
+
+
+def _weights(tiling: Tiling, device: torch.device) -> torch.Tensor:
+    """Weights of a window's voxels, (*window) float32."""
+    if tiling.scheme == "nnunet":
+        return window_weights(tiling.window).to(device)
+    return compute_importance_map(tiling.window, mode="gaussian", sigma_scale=SIGMA_SCALE, device=device)
 
 
 def _add_window(total: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor, row: int, column: int) -> None:

@@ -17,8 +17,8 @@ from peftseg.adapters.table import check_options
 from peftseg.errors import BadInput, JobCancelled, OutOfMemory, PeftsegError, unknown_name
 from peftseg.events import Echo, EventLog, Reporter, plain
 from peftseg.job_folder import is_alive, record_process
+from peftseg.licences import usable
 from peftseg.locks import FileLock
-from peftseg.models import resolve
 from peftseg.paths import locks_dir, remove_tree
 from peftseg.version import __version__
 
@@ -27,7 +27,7 @@ Runner = Callable[[Any, Reporter], dict[str, Any]]
 
 
 def _adapt(job: config.AdaptJob, reporter: Reporter) -> dict[str, Any]:
-    resolve(job.model)  # a wrong name is told at once, not after the seconds in which torch loads
+    usable(job.model)  # a wrong name is told at once, not after the seconds in which torch loads
     check_options(job.method, job.options)
     from peftseg.train import run_adapt
 
@@ -36,7 +36,7 @@ def _adapt(job: config.AdaptJob, reporter: Reporter) -> dict[str, Any]:
 
 def _apply(job: config.ApplyJob, reporter: Reporter) -> dict[str, Any]:
     if job.model is not None:
-        resolve(job.model)
+        usable(job.model)
     from peftseg.apply import run_apply
 
     return run_apply(job, reporter)

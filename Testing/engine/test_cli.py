@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,14 +14,27 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
-from peftseg import cli, cli_options, jobs
+from peftseg import cli, cli_options, foundation_models, jobs
 from peftseg.cli_options import PALETTE, parse_numbers, parse_options, parse_structures
 from peftseg.cli_progress import ProgressBar, cell, describe, duration, table
 from peftseg.config import ApplyJob
+from peftseg.download import file_hash
 from peftseg.errors import BadInput
-from peftseg.models import Structure
+from peftseg.models import (
+    Intensity,
+    ModelEntry,
+    NetworkSpec,
+    Preprocessing,
+    Source,
+    Structure,
+    catalogue,
+    read_model_dir,
+)
+from peftseg.networks import build
 from peftseg.paths import jobs_dir
+from peftseg.weights import load_base, save_model
 
 RUN_HERE = """
 import sys
@@ -72,6 +86,8 @@ def test_help_lists_every_subcommand():
         (["models", "--jsn"], ["'--jsn'", "--json"]),
         (["models", "--js"], ["'--js'", "--json"]),
         (["models", "extra"], ["'extra'"]),
+        (["models", "download"], ["ID"]),
+        (["models", "remove", "brain-t1", "--jsn"], ["'--jsn'", "--json"]),
         (["jobs", "stop"], ["'stop'", "cancel"]),
         (["jobs", "cancel", "abc"], ["'abc'"]),
         (["adapters"], ["list"]),
@@ -252,6 +268,71 @@ def test_methods_and_models_are_listed_as_text_and_json():
     assert {"arena", "lora"} <= set(methods)
     assert "rank" in [o["name"] for o in methods["lora"]["options"]]
     assert isinstance(json.loads(peftseg("models", "--json").stdout), list)
+
+
+@pytest.fixture
+def tiny(tmp_path) -> ModelEntry:
+    """A model folder with a small network, and beside it the same weights as a public checkpoint."""
+    entry = ModelEntry(
+        id="tiny",
+        title="Tiny",
+        modality="CT",
+        structures=(Structure("liver", 1),),
+        network=NetworkSpec("segresnet", {"init_filters": 8}),
+        activation="softmax",
+        preprocessing=Preprocessing("RAS", (1.0, 1.0, 1.0), Intensity("zscore")),
+        window=(16, 16, 16),
+        overlap=0.5,
+        licence="MIT",
+    )
+    network, _ = build(entry.network, n_outputs=2)
+    save_model(tmp_path / "m", entry, network)
+    (tmp_path / "m" / "LICENSE.txt").write_text("MIT")
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "public.pt")
+    return read_model_dir(tmp_path / "m")
+
+
+def test_a_model_folder_is_imported_once_and_removed(tiny, capsys, own_home):
+    assert cli.main(["models", "import", str(tiny.directory), "--json"]) == 0
+    folder = Path(json.loads(capsys.readouterr().out)["directory"])
+    assert folder == own_home / "models" / "tiny"
+    assert {p.name for p in folder.iterdir()} == {"model.json", "weights.safetensors", "LICENSE.txt"}
+    assert (folder / "weights.safetensors").read_bytes() == tiny.weights_path.read_bytes()
+    assert cli.main(["models", "import", str(tiny.directory)]) == 2
+    assert "`peftseg models remove tiny`" in capsys.readouterr().err
+    assert cli.main(["models", "remove", "tiny"]) == 0
+    assert not folder.exists()
+
+
+def test_a_model_folder_that_is_not_whole_or_has_an_id_of_another_is_not_imported(tiny, capsys, own_home):
+    description = tiny.directory / "model.json"
+    for old, new, named in (
+        ('"tiny"', '"phantom-ct"', "has a model 'phantom-ct' already"),
+        ('"tiny"', '"../tiny"', "'../tiny' cannot name a folder"),
+        ('"acknowledge": false', '"acknowledge": true', f"peftseg models accept {tiny.directory}"),
+        ('"init_filters": 8', '"init_filters": 16', "weights"),
+    ):
+        whole = description.read_text()
+        description.write_text(whole.replace(old, new))
+        assert description.read_text() != whole
+        assert cli.main(["models", "import", str(tiny.directory)]) == 2
+        assert named in capsys.readouterr().err
+        description.write_text(whole)
+    tiny.weights_path.unlink()
+    assert cli.main(["models", "import", str(tiny.directory)]) == 2
+    assert "has no weights.safetensors" in capsys.readouterr().err
+    assert not (own_home / "models" / "tiny").exists()
+
+
+def test_a_public_checkpoint_is_imported_and_counts_in_the_catalogue(tiny, capsys, own_home, monkeypatch):
+    file = tiny.directory.parent / "public.pt"
+    public = dataclasses.replace(tiny, directory=None, source=Source("public.pt", page="https://models.example"))
+    monkeypatch.setattr(foundation_models, "FOUNDATION_MODELS", (public,))
+    assert cli.main(["models", "import", "tiny", str(file)]) == 0
+    assert f"Imported: tiny, in {own_home / 'models' / 'tiny'}" in capsys.readouterr().out
+    imported = catalogue()["tiny"]
+    assert imported.record["import"]["sha256"] == file_hash(file, "sha256")
+    assert load_base(imported)[0].state_dict().keys() == load_base(tiny)[0].state_dict().keys()
 
 
 def test_doctor_reports_this_environment_and_a_broken_torch(tmp_path, own_home):

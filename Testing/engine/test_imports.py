@@ -30,6 +30,11 @@ TORCH_FREE = (
     "volume",
     "dicom",
     "study",
+    "foundation_models",
+    "structures",
+    "licences",
+    "download",
+    "cli_models",
 )
 PROBE = """
 import sys

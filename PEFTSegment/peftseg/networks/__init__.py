@@ -1,14 +1,15 @@
 """Networks by name, with the anatomy that adaptation needs: where encoder, decoder and head are.
 
-MONAI's networks are used where they are right. A new architecture is one builder here.
+MONAI's networks are used where they are right. A new architecture is one file here with a `make` function, and a line in
+`NETWORKS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
 
+import torch
 from torch import nn
 
 from peftseg.errors import BadInput, unknown_name
@@ -27,31 +28,26 @@ class Anatomy:
         Prefixes of module names.
     divisor : int
         Every axis of the input must be a multiple of it.
+    head_norm : str
+        A normalisation right after the head, or "". It is folded into the rows that a new head takes over.
     """
 
     head: str
     encoder: tuple[str, ...]
     decoder: tuple[str, ...]
     divisor: int
+    head_norm: str = ""
 
 
-Builder = Callable[[dict[str, Any], int], tuple[nn.Module, Anatomy]]
-
-
-def _segresnet(arguments: dict[str, Any], n_outputs: int) -> tuple[nn.Module, Anatomy]:
-    from monai.networks.nets import SegResNet
-
-    network = SegResNet(out_channels=n_outputs, **arguments)
-    levels = len(arguments.get("blocks_down", (1, 2, 2, 4)))
-    return network, Anatomy(
-        head="conv_final.2.conv",
-        encoder=("convInit", "down_layers"),
-        decoder=("up_layers", "up_samples", "conv_final.0"),
-        divisor=2 ** (levels - 1),
-    )
-
-
-NETWORKS: dict[str, Builder] = {"segresnet": _segresnet}
+# Name -> module of this package whose `make(arguments, n_outputs)` returns the network with random weights, and its anatomy.
+NETWORKS = {
+    "segresnet": "segresnet",
+    "segresnet_ds": "segresnet",
+    "swinunetr": "swin_unetr",
+    "unet3d": "unet3d",
+    "unet2d": "unet2d",
+    "nnunet": "nnunet",
+}
 
 
 def build(spec: NetworkSpec, n_outputs: int) -> tuple[nn.Module, Anatomy]:
@@ -73,8 +69,9 @@ def build(spec: NetworkSpec, n_outputs: int) -> tuple[nn.Module, Anatomy]:
     """
     if spec.name not in NETWORKS:
         raise unknown_name("network", spec.name, NETWORKS)
+    module = import_module(f"{__name__}.{NETWORKS[spec.name]}")
     try:
-        return NETWORKS[spec.name](dict(spec.arguments), n_outputs)
+        return getattr(module, f"make_{spec.name}")(dict(spec.arguments), n_outputs)
     except (TypeError, ValueError) as error:
         raise BadInput(
             f"Network '{spec.name}' does not take the arguments {spec.arguments}: {error}.", "Correct them."
@@ -91,20 +88,48 @@ def head_of(network: nn.Module, anatomy: Anatomy) -> nn.Module:
     return network.get_submodule(anatomy.head)
 
 
+def head_rows(network: nn.Module, anatomy: Anatomy) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weights (n, C, *kernel) and biases (n,) of the head's rows, a normalisation after it folded in by its running statistics.
+
+    None for a head that is no convolution: its rows cannot be taken over.
+    """
+    head = head_of(network, anatomy)
+    weight = getattr(head, "weight", None)
+    if weight is None:
+        return None
+    weight, bias = weight.detach(), torch.zeros(len(weight)) if head.bias is None else head.bias.detach()
+    norm = network.get_submodule(anatomy.head_norm) if anatomy.head_norm else None
+    if isinstance(norm, nn.modules.batchnorm._NormBase):
+        gain = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+        bias = (bias - norm.running_mean) * gain + norm.bias.detach()
+        weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+    return weight.clone(), bias.clone()
+
+
 def replace_head(network: nn.Module, anatomy: Anatomy, n_outputs: int) -> nn.Module:
     """Give the network a fresh head with `n_outputs` rows, in place, and return the new head.
 
-    The new head has the old one's class and geometry and the default initialisation of that class.
+    The new head has the old one's class and geometry and the default initialisation of that class; a head that is no
+    convolution says itself what takes its place (`fresh`). A normalisation after the head goes.
     """
     old = head_of(network, anatomy)
-    new = type(old)(
-        old.in_channels,
-        n_outputs,
-        kernel_size=old.kernel_size,
-        stride=old.stride,
-        padding=old.padding,
-        bias=old.bias is not None,
-    ).to(old.weight.device, old.weight.dtype)
-    parent, _, leaf = anatomy.head.rpartition(".")
-    setattr(network.get_submodule(parent), leaf, new)
+    if hasattr(old, "fresh"):
+        new = old.fresh(n_outputs)
+    else:
+        new = type(old)(
+            old.in_channels,
+            n_outputs,
+            kernel_size=old.kernel_size,
+            stride=old.stride,
+            padding=old.padding,
+            bias=True,
+        ).to(old.weight.device, old.weight.dtype)
+    _set(network, anatomy.head, new)
+    if anatomy.head_norm:
+        _set(network, anatomy.head_norm, nn.Identity())
     return new
+
+
+def _set(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, module)
