@@ -40,7 +40,7 @@ def _add_adapt(parser: options.Parser) -> None:
     add("--structures", required=True, metavar="NAME=VALUE,...", help="what to segment, and its value in the labels")
     add("--out", required=True, metavar="FILE", help="the adapter to write, *.safetensors")
     add("--name", default="", help="name of the adapter (default: the structures' names)")
-    add("--method", default="arena", help="see `peftseg methods` (default: %(default)s)")
+    add("--method", default=config.AdaptJob.method, help="see `peftseg methods` (default: %(default)s)")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="option of the method; may be repeated")
     add("--budget", type=float, metavar="MIN", help="minutes after which the best so far is kept")
     add("--epochs", type=int, help="number of epochs (default: the method's own)")

@@ -61,7 +61,7 @@ class AdaptJob:
     structures: tuple[Structure, ...]
     out: str
     name: str = ""
-    method: str = "arena"
+    method: str = "lora"
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"

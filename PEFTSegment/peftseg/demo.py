@@ -201,6 +201,7 @@ def _play(work: Path, seed: int, story: Story, listener: _Listener) -> dict[str,
         name="Demo: site B",
         seed=seed,
         budget_minutes=story.budget_minutes,
+        method="arena",  # the report shows how its ranks shrink
         epochs=story.epochs,
     )
     adapted = run_adapt(job, listener)

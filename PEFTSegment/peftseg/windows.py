@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
@@ -21,6 +22,7 @@ from peftseg.events import Reporter
 from peftseg.nnunet_preprocess import window_starts, window_weights
 
 SIGMA_SCALE = 0.125  # of the Gaussian weights, in windows
+TELL_S = 1.0  # between two progress events
 BLANK_TOLERANCE = 1e-6  # of the image's range: rounding of a constant region
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -174,14 +176,22 @@ def logit_slabs(
     blank_below = lowest + BLANK_TOLERANCE * (float(image.max()) - lowest)
     pads = [p for axis in (2, 1, 0) for p in (tiling.before[axis], tiling.after[axis])]
     padded = F.pad(image, pads, value=padding) if any(pads) else image
-    run = _Runner(forward, padded[0], n_outputs, tiling.window, blank_below, batch, reporter)
-    for rows in split_rows(tiling, n_outputs, limit_bytes):
+    strips = split_rows(tiling, n_outputs, limit_bytes)
+    total = len(tiling.starts[0]) * len(tiling.starts[2]) * sum(len(_row_starts(tiling, rows)) for rows in strips)
+    run = _Runner(forward, padded[0], n_outputs, tiling.window, blank_below, batch, reporter, total)
+    for rows in strips:
         yield from _strip_slabs(run, tiling, rows, n_outputs, padded.device)
+
+
+def _row_starts(tiling: Tiling, rows: Span) -> list[int]:
+    """First rows, in the padded image, of the windows that reach into a strip."""
+    top, bottom = rows[0] + tiling.before[1], rows[1] + 1 + tiling.before[1]
+    return [j for j in tiling.starts[1] if j < bottom and j + tiling.window[1] > top]
 
 
 def _strip_slabs(run: _Runner, tiling: Tiling, rows: Span, n_outputs: int, device: torch.device) -> Iterator[Slab]:
     """Sweep one strip: add all windows that start at one plane, then hand out the planes that no later one touches."""
-    depth, height, _ = tiling.window
+    depth = tiling.window[0]
     top, bottom = rows[0] + tiling.before[1], rows[1] + 1 + tiling.before[1]
     width = tiling.shape[2] + tiling.before[2] + tiling.after[2]
     columns = slice(tiling.before[2], tiling.before[2] + tiling.shape[2])
@@ -191,7 +201,7 @@ def _strip_slabs(run: _Runner, tiling: Tiling, rows: Span, n_outputs: int, devic
     starts = tiling.starts[0]
     ends = (*starts[1:], starts[-1] + depth)
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        corners = [(start, j, k) for j in tiling.starts[1] if j < bottom and j + height > top for k in tiling.starts[2]]
+        corners = [(start, j, k) for j in _row_starts(tiling, rows) for k in tiling.starts[2]]
         for (_, j, k), logits in run(corners):
             _add_window(total[:, 1:], logits, weights, j - top, k)
         done = end - start
@@ -237,7 +247,11 @@ class _Runner:
     blank_below: float
     batch: int
     reporter: Reporter | None
+    total: int  # windows of the whole image
+    done: int = 0
     blank_logits: torch.Tensor | None = None
+    begun: float = field(default_factory=time.monotonic)
+    told: float = field(default_factory=time.monotonic)
 
     def __call__(self, corners: list[tuple[int, int, int]]) -> Iterator[tuple[tuple[int, int, int], torch.Tensor]]:
         """Corner and logits (C, *window) of each window; blank ones last."""
@@ -247,10 +261,21 @@ class _Runner:
         for first in range(0, len(full), self.batch):
             some = full[first : first + self.batch]
             yield from zip(some, self._logits(some), strict=True)
+            self._tell(len(some))
         if blank and self.blank_logits is None:
             self.blank_logits = self._logits(blank[:1])[0]
         for corner in blank:
             yield corner, self.blank_logits
+        self._tell(len(blank))
+
+    def _tell(self, windows: int) -> None:
+        """Report progress, at most every `TELL_S` seconds: small images are done before."""
+        self.done += windows
+        now = time.monotonic()
+        if self.reporter is not None and now - self.told > TELL_S:
+            self.told = now
+            left = (now - self.begun) / self.done * (self.total - self.done)
+            self.reporter.progress("windows", self.done, self.total, eta_s=left)
 
     def _cut(self, corner: tuple[int, int, int]) -> torch.Tensor:
         return self.image[tuple(slice(c, c + w) for c, w in zip(corner, self.window, strict=True))]

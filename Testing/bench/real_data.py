@@ -42,7 +42,7 @@ def tasks(data: Path, with_test: bool) -> list:
 
 
 def candidates() -> list:
-    """The rows of the table, each with the defaults of the method table."""
+    """The rows of the table: defaults of the method table, and what the support folds chose beyond them."""
     from peftseg.compare import Candidate
 
     return [
@@ -51,8 +51,8 @@ def candidates() -> list:
         Candidate("decoder tuning", "decoder"),
         Candidate("full fine-tuning", "full"),
         Candidate("LoRA", "lora"),
-        Candidate("ARENA paper", "arena", {"mode": "paper"}),
-        Candidate("ARENA sora", "arena", {"mode": "sora"}),
+        Candidate("ARENA paper", "arena", {"mode": "paper", "rank": 8, "lr_adapter": 3e-3}),
+        Candidate("ARENA sora", "arena", {"mode": "sora", "rank": 8}),
         Candidate("ARENA importance", "arena", {"mode": "importance"}),
     ]
 

@@ -295,6 +295,19 @@ def test_cancelling_is_asked_for_between_windows():
     assert network.calls == 3
 
 
+@pytest.mark.parametrize("limit_bytes", [2**30, 40_000])
+def test_windows_are_counted_to_the_last_one(monkeypatch, limit_bytes):
+    monkeypatch.setattr(windows, "TELL_S", -1.0)
+    reporter, prepared = Reporter.silent(), small_case()
+    prepared.image[..., :9] = float(prepared.image.min())  # blank windows count too
+    segment(
+        Threshold(2), prepared, 2, (8, 8, 8), 0.5, "softmax", CPU, "fp32", reporter, accumulator_bytes=limit_bytes
+    )
+    steps = [e["step"] for e in reporter.events if e.get("stage") == "windows"]
+    assert steps == sorted(steps)
+    assert steps[-1] == {e["total"] for e in reporter.events}.pop() > 8
+
+
 def test_training_modes_are_as_before_even_after_an_error():
     network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.BatchNorm3d(2)).train()
     network[1].eval()

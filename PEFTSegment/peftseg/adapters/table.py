@@ -6,7 +6,7 @@ A new method is one file with an `attach` function and one entry here; see Docs/
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peftseg.errors import BadInput, unknown_name
@@ -48,7 +48,7 @@ class MethodInfo:
     options: tuple[Option, ...]
 
 
-_RANK = Option("rank", 8, "Number of components that each adapted layer gets.", minimum=1)
+_RANK = Option("rank", 16, "Number of components that each adapted layer gets.", minimum=1)
 _LAYERS = Option(
     "layers",
     "auto",
@@ -97,7 +97,8 @@ _ARENA = MethodInfo(
         Option(
             "lam",
             None,
-            "Strength of the shrinking; larger drops more components. Left out: 0.5 as published in mode paper, else 0.05.",
+            "Strength of the shrinking; larger drops more components. Left out: 0.5 as published in mode paper, 0.05 in "
+            "sora, 0.02 in importance.",
             minimum=0.0,
         ),
         Option("rho", 0.0, "Step size of the gates' gradient, mode paper only.", minimum=0.0),
@@ -119,7 +120,7 @@ _LINEAR_PROBE = MethodInfo(
     title="Linear probe",
     summary="Trains the last layer only; the smallest change.",
     module="peftseg.adapters.linear_probe",
-    options=(_LR_HEAD,),
+    options=(replace(_LR_HEAD, default=0.1),),
 )
 
 _DECODER = MethodInfo(
