@@ -190,3 +190,54 @@ def score_table(rows: Iterable[dict[str, str]], metric: str = "dice") -> dict[tu
         draws, scans = sorted({d for d, _ in found}), sorted({s for _, s in found})
         tables[key] = np.array([[found.get((d, s), np.nan) for s in scans] for d in draws])
     return tables
+
+
+def differences(
+    rows: Sequence[dict[str, str]], reference: str, task: str | None = None, repeats: int = 2000
+) -> dict[str, tuple[int, float, float, float]]:
+    """Dice of each candidate minus that of a reference, on the same draws and scans.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        From `read_rows`.
+    reference : str
+        Label of the candidate that is subtracted.
+    task : str or None
+        One task, or None for the mean over tasks; structures count equally.
+
+    Returns
+    -------
+    dict
+        Candidate -> runs in common, mean difference, and its 95 % interval over draws and patients; an interval that
+        holds 0 is a tie.
+    """
+    chosen = [row for row in rows if task is None or row["task"] == task]
+    found = {}
+    for label in dict.fromkeys(row["candidate"] for row in chosen):
+        both = _common(chosen, label, reference)
+        if label == reference or not both:
+            continue
+        rng = np.random.default_rng(0)
+        means = [
+            np.mean(
+                [
+                    np.nanmean(t[rng.integers(len(t), size=len(t))][:, rng.integers(t.shape[1], size=t.shape[1])])
+                    for t in both
+                ]
+            )
+            for _ in range(repeats)
+        ]
+        low, high = np.nanpercentile(means, [2.5, 97.5])
+        runs = len({(r["task"], r["draw"]) for r in chosen if r["candidate"] == label})
+        found[label] = runs, float(np.mean([np.nanmean(t) for t in both])), float(low), float(high)
+    return found
+
+
+def _common(rows: Sequence[dict[str, str]], label: str, reference: str) -> list[np.ndarray]:
+    """Differences as (draws, scans) tables, one a task and structure, where both candidates were scored."""
+    runs = [{(r["task"], r["draw"]) for r in rows if r["candidate"] == name} for name in (label, reference)]
+    shared = [r for r in rows if (r["task"], r["draw"]) in runs[0] & runs[1]]
+    tables = score_table(shared)
+    keys = [(task, structure) for task, candidate, structure in tables if candidate == label]
+    return [tables[t, label, s] - tables[t, reference, s] for t, s in keys if (t, reference, s) in tables]

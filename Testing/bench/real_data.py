@@ -125,6 +125,19 @@ def print_table(path: Path) -> None:
         )
 
 
+def print_differences(path: Path, reference: str) -> None:
+    """Differences to a reference by task and over all, as Markdown; intervals that hold 0 are ties."""
+    from peftseg.compare import differences, read_rows
+
+    rows = read_rows(path)
+    print(f"\n| Dice minus that of {reference} | task | runs | mean | 95 % interval | |")
+    print("|---|---|---|---|---|---|")
+    for task in (*dict.fromkeys(row["task"] for row in rows), None):
+        for label, (runs, mean, low, high) in differences(rows, reference, task).items():
+            verdict = "tie" if low <= 0 <= high else "better" if mean > 0 else "worse"
+            print(f"| {label} | {task or 'all'} | {runs} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {verdict} |")
+
+
 def main() -> None:
     """Parse the command line and run a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,10 +150,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--task", default="")
     parser.add_argument("--base", default=BASE)
+    parser.add_argument("--reference", default="", help="print differences to this candidate too")
     parser.add_argument("--grid", type=Path, default=None, help="JSON list of candidates instead of the built-in grid")
     arguments = parser.parse_args()
     if arguments.stage == "table":
         print_table(arguments.out)
+        if arguments.reference:
+            print_differences(arguments.out, arguments.reference)
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     testing = arguments.stage == "test"

@@ -300,9 +300,7 @@ def test_windows_are_counted_to_the_last_one(monkeypatch, limit_bytes):
     monkeypatch.setattr(windows, "TELL_S", -1.0)
     reporter, prepared = Reporter.silent(), small_case()
     prepared.image[..., :9] = float(prepared.image.min())  # blank windows count too
-    segment(
-        Threshold(2), prepared, 2, (8, 8, 8), 0.5, "softmax", CPU, "fp32", reporter, accumulator_bytes=limit_bytes
-    )
+    segment(Threshold(2), prepared, 2, (8, 8, 8), 0.5, "softmax", CPU, "fp32", reporter, accumulator_bytes=limit_bytes)
     steps = [e["step"] for e in reporter.events if e.get("stage") == "windows"]
     assert steps == sorted(steps)
     assert steps[-1] == {e["total"] for e in reporter.events}.pop() > 8

@@ -24,7 +24,7 @@ from peftseg.networks import Anatomy
 
 WARM_UP = 0.1
 KEPT_SHARE = 1e-3
-LAM = {"paper": 0.5, "sora": 0.05, "importance": 0.02}  # where the option is left out
+LAM = {"paper": 0.5, "sora": 0.05, "importance": 0.05}  # where the option is left out
 
 
 class Arena(Attached):

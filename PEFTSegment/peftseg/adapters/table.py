@@ -97,8 +97,8 @@ _ARENA = MethodInfo(
         Option(
             "lam",
             None,
-            "Strength of the shrinking; larger drops more components. Left out: 0.5 as published in mode paper, 0.05 in "
-            "sora, 0.02 in importance.",
+            "Strength of the shrinking; larger drops more components. Left out: 0.5 as published in mode paper, else "
+            "0.05.",
             minimum=0.0,
         ),
         Option("rho", 0.0, "Step size of the gates' gradient, mode paper only.", minimum=0.0),
