@@ -58,7 +58,7 @@ class Recipe:
         "softmax" or "sigmoid".
     preprocessing, window, overlap : Preprocessing, tuple of int, float
         As in `ModelEntry`, with the changes that the support set asked for.
-    smallest_window, window_step : tuple of int or None, int
+    smallest_window, window_step : tuple of int or None, int or tuple of int
         The window of a study, see `windows.window_for`: not under the training patch, not above `window`, a multiple of
         the step. None: always `window`.
     record : dict
@@ -82,7 +82,7 @@ class Recipe:
     overlap: float
     record: dict[str, Any]
     smallest_window: tuple[int, int, int] | None = None
-    window_step: int = 1
+    window_step: int | tuple[int, int, int] = 1
 
 
 def save_adapter(path: str | Path, recipe: Recipe, state: Mapping[str, torch.Tensor]) -> str:
@@ -204,7 +204,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "preprocessing": preprocessing_from_dict,
     "window": lambda data: tuple(int(n) for n in data),
     "smallest_window": lambda data: None if data is None else tuple(int(n) for n in data),
-    "window_step": int,
+    "window_step": lambda data: tuple(int(n) for n in data) if isinstance(data, list) else int(data),
     "overlap": float,
     "options": dict,
     "record": dict,
@@ -232,11 +232,12 @@ def _check_recipe(recipe: Recipe) -> None:
     names = [s.name for s in recipe.structures]
     if not names or len(set(names)) < len(names):
         raise BadInput(f"The recipe's structures are {names}; expected one or more different names.", GET_AGAIN)
-    sizes = (recipe.window, recipe.smallest_window or recipe.window)
-    if any(len(size) != 3 or min(size) < 1 for size in sizes) or recipe.window_step < 1:
+    step = recipe.window_step
+    sizes = (recipe.window, recipe.smallest_window or recipe.window, (step,) * 3 if isinstance(step, int) else step)
+    if any(len(size) != 3 or min(size) < 1 for size in sizes):
         raise BadInput(
-            f"The recipe has the windows {sizes} and the step {recipe.window_step}; expected three numbers from 1 on each, "
-            "and a step from 1 on.",
+            f"The recipe has the windows {sizes[:2]} and the step {step}; expected three numbers from 1 on each, and a "
+            "step from 1 on or three.",
             GET_AGAIN,
         )
     if recipe.version < 1 or not 0 <= recipe.overlap < 1:

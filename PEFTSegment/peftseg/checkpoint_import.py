@@ -158,10 +158,13 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def harmless_types() -> list[Any]:
-    """Number types of numpy that checkpoints hold beside tensors; reading them runs no code."""
-    scalar = np.core.multiarray.scalar if np.__version__.startswith("1.") else np._core.multiarray.scalar
-    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
-    return [scalar, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+    """NumPy's numbers, which checkpoints hold beside tensors; reading them runs no code.
+
+    What builds them has another name in files of NumPy 1, which most public ones are, than in those of NumPy 2.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdg"}
+    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [np.dtype, *kinds]
 
 
 def _read_pickle(file: Path) -> Any:
@@ -169,17 +172,23 @@ def _read_pickle(file: Path) -> Any:
         with torch.serialization.safe_globals(harmless_types()):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class|operand)[: ]+(\S+)", str(error))
-        what = f" ({next(g for g in wanted.groups() if g)})" if wanted else ""
+        if "Unsupported operand" in str(error):  # bytes that mean nothing in a pickle, such as a web page's
+            raise _unreadable(file, "its bytes are not those of one") from error
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise BadInput(
-            f"{file.name} is no plain weights file: reading it would run code that it contains{what}.",
+            f"{file.name} is no plain weights file: reading it would run code that it names"
+            f"{f' ({wanted[1]})' if wanted else ''}.",
             "Ask its author for a file with the weights alone, or for safetensors.",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise BadInput(
-            f"{file.name} cannot be read as a checkpoint: {str(error).splitlines()[0] if str(error) else error!r}.",
-            "Download it again; a web page saved under its name or half a file looks like this.",
-        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _unreadable(file, str(error).splitlines()[0] if str(error) else repr(error)) from error
+
+
+def _unreadable(file: Path, why: str) -> BadInput:
+    return BadInput(
+        f"{file.name} cannot be read as a checkpoint: {why}.",
+        "Download it again; a web page saved under its name or half a file looks like this.",
+    )
 
 
 def strip_names(tensors: dict[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
@@ -242,7 +251,8 @@ def _anatomy(entry: ModelEntry) -> Anatomy:
 
 def _fit_clip(entry: ModelEntry, tensors: dict[str, torch.Tensor], clip_driven: bool | None) -> ModelEntry:
     head = _anatomy(entry).head
-    there = f"{head}.organ_embedding" in tensors
+    plain = (f"{head}.weight", f"{head}.bias")
+    there = any(is_part(name, (head,)) and name not in plain for name in tensors)  # half a head is refused later
     if clip_driven and not there:
         raise BadInput(
             "The checkpoint has no text-driven head.", "Leave the option clip_driven out: a fresh head is made then."

@@ -176,6 +176,9 @@ def run_import(arguments: Namespace) -> int:
         return _print_finished("Imported", _import_nnunet(arguments), arguments.json)
     if arguments.file is None:
         return _print_finished("Imported", _import_folder(arguments.model), arguments.json)
+    given = [name for name in ("id", "fold", "orientation") if getattr(arguments, name) is not None]
+    if given:
+        raise BadInput(f"--{given[0]} is for nnU-Net model folders only.", "Leave it out.")
     entry = _find(arguments.model)
     if entry.weights_path is not None:
         raise _taken(entry)

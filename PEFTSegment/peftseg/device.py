@@ -91,7 +91,7 @@ def release_memory() -> None:
 
 def _block_modules(network: nn.Module) -> list[nn.Module]:
     """Outermost modules worth recomputing: residual blocks and transformer blocks, else direct children."""
-    marks = ("ResBlock", "ResidualBlock", "Block", "DoubleConv", "TwoConv")
+    marks = ("Block", "ConvBlocks", "ResidualBlocks", "DoubleConv", "TwoConv")
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:

@@ -253,8 +253,8 @@ def _cc359() -> ModelEntry:
         structures=(Structure("brain", 1, (245, 222, 179), "SCT^12738006^Brain"),),
         network=NetworkSpec("unet2d", {"in_channels": 1, "filters": 16}),
         activation="sigmoid",
-        # Slices are sagittal: the last axis of the model grid runs from left to right.
-        preprocessing=Preprocessing("PSR", (1.0, 1.0, 1.0), Intensity("nonzero_range", out_low=0.0, out_high=1.0)),
+        # Slices are sagittal: the last axis of the model grid runs from left to right. Grey values: smallest to largest.
+        preprocessing=Preprocessing("PSR", (1.0, 1.0, 1.0), Intensity("percentile", 0.0, 100.0, 0.0, 1.0)),
         window=(256, 256, 16),
         overlap=0.0,
         licence="MIT (code); none stated for weights",

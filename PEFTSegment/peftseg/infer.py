@@ -173,7 +173,7 @@ def ready(network: nn.Module, device: torch.device, precision: str = "auto") -> 
 @contextlib.contextmanager
 def _float32_head(network: nn.Module) -> Iterator[None]:
     """Run the last convolution, in the order of the modules, without autocast."""
-    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
+    convolutions = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
     if not convolutions:
         yield
         return
@@ -191,11 +191,11 @@ def _float32_head(network: nn.Module) -> Iterator[None]:
         del head.forward
 
 
-def _is_pointwise(conv: nn.Conv3d) -> bool:
+def _is_pointwise(conv: nn.Conv2d | nn.Conv3d) -> bool:
     return {*conv.kernel_size, *conv.stride, conv.groups} == {1} and conv.padding in ((0, 0, 0), "valid", "same")
 
 
-def _convolve(conv: nn.Conv3d, features: torch.Tensor) -> torch.Tensor:
+def _convolve(conv: nn.Conv2d | nn.Conv3d, features: torch.Tensor) -> torch.Tensor:
     return type(conv).forward(conv, features.float())
 
 

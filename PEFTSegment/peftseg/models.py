@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,11 @@ class ModelEntry:
         path = self.directory / "weights.safetensors" if self.directory else None
         return path if path is not None and path.is_file() else None
 
+    @property
+    def known_structures(self) -> tuple[Structure, ...]:
+        """Structures whose rows a new head starts from: none of a text-driven head's, which has no rows."""
+        return () if "clip_driven" in self.network.arguments else self.structures
+
     def structure(self, name: str) -> Structure:
         """The structure called `name`; BadInput lists the valid names otherwise."""
         for structure in self.structures:
@@ -294,9 +300,15 @@ def read_model_dir(directory: Path) -> ModelEntry:
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
         raise BadInput(f"{path} is not valid JSON ({error}).", "Write the model again or restore the file.") from error
-    return entry_from_dict(data, Path(directory))
+    try:
+        return entry_from_dict(data, Path(directory))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(
+            f"{path} is not complete, or a value is of another kind: {error!r}.",
+            "Write the model again or restore the file.",
+        ) from error
 
 
 def known_models() -> tuple[list[ModelEntry], list[str]]:
@@ -314,12 +326,22 @@ def known_models() -> tuple[list[ModelEntry], list[str]]:
 
     folders = [path.parent for root in (BUNDLED, home() / "models") for path in sorted(root.glob("*/model.json"))]
     remembered, problems = _remembered()
+    listed = {folder.resolve() for folder in folders}
     entries = []
-    for folder in [*folders, *remembered]:
+    for folder in [*folders, *(folder for folder in remembered if folder not in listed)]:
         entry, problem = _entry_or_problem(folder)
-        entries += [entry] if entry else []
+        entries += [_refreshed(entry, FOUNDATION_MODELS)] if entry else []
         problems += [problem] if problem else []
     return entries + list(FOUNDATION_MODELS), problems
+
+
+def _refreshed(entry: ModelEntry, declared: Sequence[ModelEntry]) -> ModelEntry:
+    """An imported public model with what is declared of it now; what its file decided stays."""
+    now = next((d for d in declared if d.id == entry.id and "import" in entry.record), None)
+    if now is None:
+        return entry
+    kept = ("structures", "alternatives", "network", "activation", "record", "directory")
+    return dataclasses.replace(now, **{name: getattr(entry, name) for name in kept})
 
 
 def _entry_or_problem(folder: Path) -> tuple[ModelEntry | None, str]:

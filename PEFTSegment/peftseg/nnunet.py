@@ -19,12 +19,14 @@ import numpy as np
 import torch
 
 from peftseg.axis_map import orient_to
+from peftseg.checkpoint_import import harmless_types
 from peftseg.errors import BadInput
 from peftseg.grid import Grid
 from peftseg.models import Intensity, ModelEntry, NetworkSpec, Preprocessing, Structure
 from peftseg.networks import build
 from peftseg.networks.nnunet import CLASSES, trimmed_state
 from peftseg.paths import models_dir
+from peftseg.structures import canonical_name, structure_named
 from peftseg.weights import architecture, fingerprint, head_width, save_model
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
@@ -159,7 +161,7 @@ def _find_checkpoint(folder: Path, fold: str | None) -> tuple[Path, list[str]]:
 def _load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint, unpickled without running anything that the file brings along."""
     try:
-        with torch.serialization.safe_globals(_numbers()):
+        with torch.serialization.safe_globals(harmless_types()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0].strip()
@@ -168,18 +170,11 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
             "Have its author save it without the other objects; only the keys network_weights, init_args and "
             "trainer_name are needed.",
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BadInput(f"{path} cannot be read ({error}).", WHOLE) from error
     if not isinstance(checkpoint, dict):
         raise BadInput(f"{path.name} holds a {type(checkpoint).__name__}; expected nnU-Net's checkpoint.", WHOLE)
     return checkpoint
-
-
-def _numbers() -> list[Any]:
-    """NumPy's scalars, which nnU-Net logs: what builds them from a type and bytes, under the names of NumPy 1 and 2."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdg"}
-    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [np.dtype, *kinds]
 
 
 def _configuration(plans: dict[str, Any], name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -287,10 +282,19 @@ def _structures(dataset: dict[str, Any]) -> tuple[tuple[Structure, ...], str]:
 
 
 def _coloured(values: dict[str, int]) -> tuple[Structure, ...]:
-    """Structures with colours that differ: hues at the golden angle."""
+    """Structures with the colour and code of the table where it knows the name, else with hues at the golden angle."""
     hues = [(0.618034 * number) % 1 for number in range(len(values))]
     colours = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.55, 0.85)) for hue in hues]
-    return tuple(Structure(name, value, colour) for (name, value), colour in zip(values.items(), colours, strict=True))
+    return tuple(
+        _known(name, value) or Structure(name, value, colour)
+        for (name, value), colour in zip(values.items(), colours, strict=True)
+    )
+
+
+def _known(name: str, value: int) -> Structure | None:
+    known = canonical_name(name)
+    found = structure_named(known) if known else None
+    return replace(found, name=name, value=value) if found else None
 
 
 def _preprocessing(plans: dict[str, Any], configuration: dict[str, Any], orientation: str | None) -> Preprocessing:

@@ -15,6 +15,7 @@ from torch import nn
 
 from peftseg.device import autocast, choose_precision, free_memory, is_out_of_memory
 from peftseg.errors import BadInput, OutOfMemory
+from peftseg.networks import per_axis
 from peftseg.optimise import OVERRUN, Schedule
 from peftseg.patches import Augmentation
 
@@ -79,19 +80,28 @@ def round_up(size: int, divisor: int) -> int:
     return -(-size // divisor) * divisor
 
 
-def patch_for(shapes: list[tuple[int, int, int]], window: tuple[int, int, int], divisor: int) -> tuple[int, int, int]:
+Divisor = int | tuple[int, int, int]  # of all axes, or of each
+
+
+def patch_for(
+    shapes: list[tuple[int, int, int]], window: tuple[int, int, int], divisor: Divisor
+) -> tuple[int, int, int]:
     """The model's window, cut down along axes on which all scans are smaller; at least two divisors wide."""
     largest = [max(shape[axis] for shape in shapes) for axis in range(3)]
-    sizes = [min(round_up(w, divisor), round_up(n, divisor)) for w, n in zip(window, largest, strict=True)]
-    return tuple(max(size, 2 * divisor) for size in sizes)
+    axes = zip(window, largest, per_axis(divisor), strict=True)
+    return tuple(max(min(round_up(w, d), round_up(n, d)), 2 * d) for w, n, d in axes)
 
 
-def safe_precision(precision: str, device: torch.device, patch: tuple[int, int, int], divisor: int) -> str:
+def safe_precision(precision: str, device: torch.device, patch: tuple[int, int, int], divisor: Divisor) -> str:
     """Float32 instead of bfloat16 on a processor where the deepest level is under 3 voxels wide.
 
     There torch 2.13's bfloat16 weight gradient of a 3x3x3 convolution is wrong, often not finite.
     """
-    if precision == "bf16" and device.type == "cpu" and any(size // divisor < 3 for size in patch):
+    if (
+        precision == "bf16"
+        and device.type == "cpu"
+        and any(size // d < 3 for size, d in zip(patch, per_axis(divisor), strict=True))
+    ):
         return "fp32"
     return precision
 
@@ -148,7 +158,7 @@ def make_plan(
     network: nn.Module,
     shapes: list[tuple[int, int, int]],
     window: tuple[int, int, int],
-    divisor: int,
+    divisor: Divisor,
     device: torch.device,
     *,
     budget_minutes: float | None = None,
@@ -181,7 +191,8 @@ def make_plan(
             raise BadInput(f"The {name} is {value}; it must be positive.", "Give a larger one or leave it out.")
     patch = patch_for(shapes, window, divisor)
     precision = safe_precision(choose_precision(device, precision), device, patch, divisor)
-    probe = tuple(min(size, max(2 * divisor, round_up(32, divisor))) for size in patch)
+    axes = zip(patch, per_axis(divisor), strict=True)
+    probe = tuple(min(size, max(2 * d, round_up(32, d))) for size, d in axes)
     try:
         cost = measure_step(network, device, probe, precision)
     except (RuntimeError, MemoryError) as error:
@@ -231,7 +242,7 @@ def expected_memory(schedule: Schedule, cost: StepCost) -> float:
 
 
 def _fit_time(
-    schedule: Schedule, cost: StepCost, n_scans: int, budget_minutes: float | None, divisor: int, fixed_epochs: bool
+    schedule: Schedule, cost: StepCost, n_scans: int, budget_minutes: float | None, divisor: Divisor, fixed_epochs: bool
 ) -> Schedule:
     """Fewer epochs first, then fewer patches a scan, then smaller patches, until the budget holds."""
     if budget_minutes is None or fixed_epochs:
@@ -252,11 +263,12 @@ def _fit_time(
             return replace(schedule, epochs=max(1, affordable))
 
 
-def _smaller_patch(patch: tuple[int, int, int], divisor: int) -> tuple[int, int, int]:
-    return tuple(max(2 * divisor, round_up(int(size * 0.75), divisor) if size > 32 else size) for size in patch)
+def _smaller_patch(patch: tuple[int, int, int], divisor: Divisor) -> tuple[int, int, int]:
+    axes = zip(patch, per_axis(divisor), strict=True)
+    return tuple(max(2 * d, round_up(int(size * 0.75), d) if size > 32 else size) for size, d in axes)
 
 
-def _fit_memory(schedule: Schedule, cost: StepCost, free: float, divisor: int) -> Schedule:
+def _fit_memory(schedule: Schedule, cost: StepCost, free: float, divisor: Divisor) -> Schedule:
     """Fewer patches at once first, then activation checkpointing, then smaller patches."""
     limit = MEMORY_SHARE * free
     while expected_memory(schedule, cost) > limit:

@@ -9,7 +9,7 @@ import numpy as np
 
 from peftseg.axis_map import orient_to
 from peftseg.errors import BadInput
-from peftseg.models import Intensity, Preprocessing
+from peftseg.models import NNUNET_KINDS, Intensity, Preprocessing
 from peftseg.volume import Volume
 
 SPACING_FACTOR = 1.5
@@ -162,8 +162,8 @@ def _misses_window(facts: SupportFacts, intensity: Intensity) -> bool:
 
 
 def _choose_intensity(base: Intensity, support: Sequence[SupportFacts]) -> tuple[Intensity, list[str]]:
-    if base.kind == "nonzero_range":
-        return base, []  # follows each scan, whatever its scale
+    if base.kind in ("nonzero_range", *NNUNET_KINDS):
+        return base, []  # follows each scan, whatever its scale; "none" means the scanner's own values
     ct = 2 * sum(_looks_like_ct(f) for f in support) > len(support)
     if base.kind != "window":
         return _window_of(base, support) if ct else (base, [])

@@ -49,7 +49,7 @@ class Segmenter:
     overlap: float
     provenance: dict[str, str]
     smallest_window: tuple[int, int, int] | None = None
-    window_step: int = 1
+    window_step: int | tuple[int, int, int] = 1
 
 
 def adapter_segmenter(ref: str | Path) -> Segmenter:
@@ -147,14 +147,13 @@ def find_base(recipe: Recipe) -> ModelEntry:
             f"{recipe.base_fingerprint[:12]}), which is not on this machine; models here: {known}. {' '.join(problems)}",
             f"Copy that model's folder into {models_dir()}.",
         )
-    if len(fitting) == 1:
-        return fitting[0]
-    for entry in fitting:
-        if entry.weights_path and fingerprint(load_base(entry)[0].state_dict(), architecture(entry)) == (
-            recipe.base_fingerprint
-        ):
+    here = [entry for entry in fitting if entry.weights_path]  # an imported model is declared, too, without weights
+    if len(here) < 2:
+        return (here or fitting)[0]
+    for entry in here:
+        if fingerprint(load_base(entry)[0].state_dict(), architecture(entry)) == recipe.base_fingerprint:
             return entry
-    return fitting[0]
+    return here[0]
 
 
 def segment_volume(

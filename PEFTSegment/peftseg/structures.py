@@ -59,6 +59,12 @@ def canonical_name(name: str) -> str | None:
     return _names().get(_key(name))
 
 
+def structure_named(name: str) -> Structure | None:
+    """The table's structure of this canonical name, with the value 1; None where it is not in the table."""
+    row = next((row for row in _rows() if row["name"] == name), None)
+    return Structure(name, 1, _colour(row), _code(row)) if row else None
+
+
 @cache
 def _rows() -> tuple[dict[str, str], ...]:
     with TABLE.open(encoding="utf-8", newline="") as file:

@@ -23,10 +23,10 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.infer import segment
 from peftseg.library import next_version
-from peftseg.licences import usable
+from peftseg.licences import licence_text, usable
 from peftseg.metrics import dice
 from peftseg.models import ModelEntry, Preprocessing, Structure, remember
-from peftseg.networks import Anatomy, build
+from peftseg.networks import Anatomy, build, head_rows, replace_head
 from peftseg.optimise import History, fit
 from peftseg.patches import Scan
 from peftseg.plan import Plan, make_plan
@@ -71,7 +71,7 @@ class Adapted:
     changes: list[str]
     plan: Plan
     history: History
-    divisor: int
+    divisor: int | tuple[int, int, int]
     base_fingerprint: str
 
 
@@ -122,7 +122,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         train_decoder=setting.train_decoder,
         base_id=entry.id,
         base_fingerprint=adapted.base_fingerprint,
-        base_licence=entry.licence,
+        base_licence=licence_text(entry),
         network=entry.network,
         structures=job.structures,
         activation=setting.activation,
@@ -163,7 +163,7 @@ def make_setting(
 
     Seed, precision, epochs and budget are the defaults; `dataclasses.replace` gives others.
     """
-    known = {s.name for s in entry.structures}
+    known = {s.name for s in entry.known_structures}
     novel = [s.name for s in structures if s.name not in known]
     if novel:
         reporter.log(f"Novel for this model: {', '.join(novel)}; the decoder trains too.")
@@ -206,14 +206,18 @@ def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy, str]:
     From scratch: the same network with random weights, and no fingerprint.
     """
     if setting.scratch:
-        return *build(setting.entry.network, n_outputs(setting.structures, setting.activation)), ""
+        rows = n_outputs(setting.structures, setting.activation)
+        network, anatomy = build(setting.entry.network, rows)
+        if head_rows(network, anatomy) is None:  # text-driven: it has its own structures' rows
+            replace_head(network, anatomy, rows)
+        return network, anatomy, ""
     network, anatomy = load_base(setting.entry)
     base_fingerprint = fingerprint(network.state_dict(), architecture(setting.entry))
     fit_head(network, anatomy, setting.entry, setting.structures, setting.activation)
     return network, anatomy, base_fingerprint
 
 
-def _plan(setting: Setting, scans: list[Scan], attached: Attached, divisor: int) -> Plan:
+def _plan(setting: Setting, scans: list[Scan], attached: Attached, divisor: int | tuple[int, int, int]) -> Plan:
     return make_plan(
         attached.network,
         [tuple(scan.image.shape[1:]) for scan in scans],
@@ -290,7 +294,7 @@ def training_record(
         "labelled": {
             name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()
         },
-        "novel": sorted({s.name for s in setting.structures} - {s.name for s in setting.entry.structures}),
+        "novel": sorted({s.name for s in setting.structures} - {s.name for s in setting.entry.known_structures}),
         "epochs": len(history.losses),
         "best_epoch": history.best_epoch + 1,
         "stopped": history.stopped or "all epochs done",

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peftseg.errors import BadInput
+from peftseg.licences import require_accepted
 from peftseg.models import ModelEntry, Structure, to_dict
 from peftseg.networks import Anatomy, build, head_rows, replace_head
 from peftseg.paths import atomic_write
@@ -56,8 +57,10 @@ def load_base(entry: ModelEntry) -> tuple[nn.Module, Anatomy]:
     Raises
     ------
     BadInput
-        The weights are not on this machine, are damaged, or do not fit the network.
+        The weights are not on this machine, are damaged, or do not fit the network; or the model's licence must be
+        accepted and was not.
     """
+    require_accepted(entry)
     path = entry.weights_path
     if path is None:
         raise BadInput(

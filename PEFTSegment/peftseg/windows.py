@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
+from peftseg.networks import per_axis
 from peftseg.nnunet_preprocess import window_starts, window_weights
 
 SIGMA_SCALE = 0.125  # of the Gaussian weights, in windows
@@ -75,7 +76,7 @@ class Slab:
 
 
 def window_for(
-    shape: Sequence[int], smallest: Sequence[int] | None, largest: Sequence[int], step: int
+    shape: Sequence[int], smallest: Sequence[int] | None, largest: Sequence[int], step: int | Sequence[int]
 ) -> tuple[int, int, int]:
     """The window for an image of this shape: just large enough to cover it, within limits.
 
@@ -89,12 +90,12 @@ def window_for(
         Voxels of the model grid.
     smallest : sequence of int or None
         None: always `largest`.
-    step : int
-        Every side is a multiple of it, but for the limits themselves.
+    step : int or sequence of int
+        Of all axes, or of each. Every side is a multiple of it, but for the limits themselves.
     """
     if smallest is None:
         return tuple(largest)
-    cover = (-(-n // step) * step for n in shape)
+    cover = (-(-n // s) * s for n, s in zip(shape, per_axis(step), strict=True))
     return tuple(max(low, min(size, high)) for size, low, high in zip(cover, smallest, largest, strict=True))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import SegResNetDS, SwinUNETR
+from monai.networks.nets import SegResNet, SegResNetDS, SwinUNETR
 from torch import nn
 
 from peftseg.adapters import attach
@@ -18,8 +21,10 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.foundation_models import FOUNDATION_MODELS
 from peftseg.grid import Grid
+from peftseg.infer import _float32_head
 from peftseg.licences import accept
 from peftseg.models import (
+    BUNDLED,
     Layout,
     ModelEntry,
     NetworkSpec,
@@ -30,13 +35,14 @@ from peftseg.models import (
     remember,
     to_dict,
 )
-from peftseg.networks import build, head_of, head_rows
+from peftseg.networks import build, head_of, head_rows, replace_head
 from peftseg.networks.clip_driven import ClipDrivenHead
 from peftseg.networks.swin_unetr import LegacyPatchMerging
 from peftseg.networks.unet2d import EarlyHead
 from peftseg.networks.unet3d import BatchStatisticsNorm3d
 from peftseg.preprocess import prepare
 from peftseg.segmenter import model_segmenter, segment_volume
+from peftseg.train import make_setting, starting_network
 from peftseg.volume import Volume
 from peftseg.weights import fit_head, head_width, load_base, save_model
 
@@ -107,30 +113,71 @@ class TestCounts:
         assert size == pytest.approx(349e6, rel=0.002)
 
 
-def public_names(entry: ModelEntry, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our names -> the public file's: `Layout.renames` and `ignored` backwards."""
-    names = {}
-    for name, tensor in tensors.items():
-        public = name
-        for old, new in sorted(entry.layout.renames, key=lambda pair: -len(pair[1])):
-            if new in ("", name) or name.startswith(new + "."):
-                public = f"{old}.{name}" if new == "" else old + name[len(new) :]
-                break
-        names[public] = tensor
-    return names
+def text_head(features: int, deepest: int) -> dict[str, torch.Tensor]:
+    """The Universal Model's parts beside its backbone, by the names and shapes of its authors' code."""
+    shapes = {
+        "precls_conv.0.weight": (features,),
+        "precls_conv.0.bias": (features,),
+        "precls_conv.2.weight": (8, features, 1, 1, 1),
+        "precls_conv.2.bias": (8,),
+        "GAP.0.weight": (deepest,),
+        "GAP.0.bias": (deepest,),
+        "GAP.3.weight": (256, deepest, 1, 1, 1),
+        "GAP.3.bias": (256,),
+        "controller.weight": (153, 512, 1, 1, 1),
+        "controller.bias": (153,),
+        "text_to_vision.weight": (256, 512),
+        "text_to_vision.bias": (256,),
+    }
+    return {name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}
+
+
+def genesis_unet() -> dict[str, torch.Tensor]:
+    """The backbone of SuPreM's U-Net by the names and shapes of its authors' code."""
+    found = {}
+
+    def unit(name: str, inputs: int, outputs: int) -> None:
+        found[f"{name}.conv1.weight"] = torch.randn(outputs, inputs, 3, 3, 3) * 0.05
+        found[f"{name}.conv1.bias"] = torch.zeros(outputs)
+        for leaf, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            found[f"{name}.bn1.{leaf}"] = torch.full((outputs,), value)
+        found[f"{name}.bn1.num_batches_tracked"] = torch.tensor(7)
+
+    for width, (inputs, middle) in {64: (1, 32), 128: (64, 64), 256: (128, 128), 512: (256, 256)}.items():
+        unit(f"down_tr{width}.ops.0", inputs, middle)
+        unit(f"down_tr{width}.ops.1", middle, width)
+    for width, inputs, up in ((256, 768, 512), (128, 384, 256), (64, 192, 128)):
+        found[f"up_tr{width}.up_conv.weight"] = torch.randn(up, up, 2, 2, 2) * 0.05
+        found[f"up_tr{width}.up_conv.bias"] = torch.zeros(up)
+        unit(f"up_tr{width}.ops.0", inputs, width)
+        unit(f"up_tr{width}.ops.1", width, width)
+    return found
 
 
 def public_tensors(entry: ModelEntry) -> dict[str, torch.Tensor]:
-    """The tensors of the public file with random values, from the public network where it is another one than ours."""
+    """The tensors of the public file with random values, named as its authors' code names them, not as our entry does."""
     torch.manual_seed(1)
-    if entry.network.name == "segresnet_ds":
+    kind, text_driven = entry.network.name, "clip_driven" in entry.network.arguments
+    rows = head_width(entry.structures, entry.activation)
+    if kind == "segresnet_ds":
         return SegResNetDS(out_channels=118, dsdepth=4, **entry.network.arguments).state_dict()
-    network, _ = build(entry.network, head_width(entry.structures, entry.activation))
-    return public_names(entry, network.state_dict())
+    if kind == "segresnet":
+        return SegResNet(out_channels=rows, **entry.network.arguments).state_dict()
+    if kind == "unet2d":
+        return build(entry.network, rows)[0].state_dict()  # no public file; names are checked in TestUNet2D
+    if kind == "unet3d":
+        body, head = genesis_unet(), text_head(64, 512)
+    else:
+        body, head = SwinUNETR(in_channels=1, out_channels=rows, feature_size=48).state_dict(), text_head(48, 768)
+    if text_driven:
+        body = {f"backbone.{n}": t for n, t in body.items() if not n.startswith("out.")}
+        return {"organ_embedding": torch.randn(32, 512), **body, **head}
+    if entry.id == "fseft-swinunetr":
+        return {n.replace("out.conv.conv.", "classifier."): t for n, t in body.items()}
+    return body
 
 
 PREFIXES = {"bare": "", "DataParallel": "module."}
-CONTAINERS = {"bare": None, "state_dict": "state_dict", "net": "net", "model": "model"}
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], prefix: str = "", container: str | None = None) -> Path:
@@ -190,14 +237,16 @@ class TestEveryEntry:
 
     def test_promises(self, model, tmp_path):
         entry = unhashed(ENTRIES[model])
+        accept(entry)
         container, prefix = PUBLISHED[model]
         tensors = public_tensors(entry)
 
-        # Every prefix and container, as far as names go.
+        # Every prefix, as far as names go.
+        network, _ = build(entry.network, head_width(entry.structures, entry.activation))
         for added in PREFIXES.values():
-            named = strip_names({added + name: t for name, t in tensors.items()}, entry.layout)
-            network, anatomy = build(entry.network, head_width(entry.structures, entry.activation))
-            assert match(network, named).complete, match(network, named).sentence()
+            report = match(network, strip_names({added + name: t for name, t in tensors.items()}, entry.layout))
+            assert report.complete, report.sentence()
+        del network
 
         file = write(tmp_path / entry.source.file, tensors, prefix, container)
         imported = import_checkpoint(entry, file, reporter=Reporter.silent())
@@ -278,7 +327,13 @@ class TestLoader:
         imported = import_checkpoint(SMALL, file, reporter=Reporter.silent())
         assert len(imported.structures) == rows
         assert imported.structures[-1].name == last
-        assert len(load_base(catalogue()[SMALL.id])[1].head) > 0
+        found = catalogue()[SMALL.id]
+        assert found.structures == imported.structures
+        with pytest.raises(BadInput, match="models accept"):
+            load_base(found)
+        accept(found)
+        network, anatomy = load_base(found)
+        assert head_of(network, anatomy).out_channels == rows
 
     def test_other_heads_are_refused(self, tmp_path):
         file = write(tmp_path / "w.pth", small_tensors(13), "module.", "net")
@@ -298,6 +353,7 @@ class TestLoader:
     def test_half_precision_becomes_float32(self, tmp_path):
         tensors = {n: t.half() if t.is_floating_point() else t for n, t in small_tensors(9).items()}
         imported = import_checkpoint(SMALL, write(tmp_path / "w.pth", tensors), reporter=Reporter.silent())
+        accept(imported)
         assert all(t.dtype == torch.float32 for t in load_base(imported)[0].state_dict().values())
 
     def test_code_in_a_checkpoint_is_never_run(self, tmp_path):
@@ -314,10 +370,24 @@ class TestLoader:
         torch.save({"net": small_tensors(9), "best": np.float64(0.5), "epoch": np.int64(3)}, tmp_path / "w.pth")
         assert len(read_tensors(tmp_path / "w.pth", Layout())) == len(small_tensors(9))
 
-    @pytest.mark.parametrize("content", [b"<html>not found</html>", b"", b"PK\x03\x04half"])
+    def test_numbers_of_numpy_1_too(self, tmp_path):
+        """Files from before 2024, as MONAI's BTCV training writes them ("best_acc")."""
+        torch.save({"state_dict": {"a": torch.zeros(2)}, "best_acc": np.float32(0.8)}, tmp_path / "w.pth")
+        with zipfile.ZipFile(tmp_path / "w.pth") as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        new, old = (f"c{core}.multiarray\nscalar".encode() for core in ("numpy._core", "numpy.core"))
+        assert any(new in data or old in data for data in parts.values())
+        with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+            for name, data in parts.items():
+                archive.writestr(name, data.replace(new, old))
+        assert set(read_tensors(tmp_path / "w.pth", Layout())) == {"a"}
+
+    @pytest.mark.parametrize(
+        "content", [b"<html>not found</html>", b"", b"PK\x03\x04half", b"\x80\x02}q", b"hello", b"\x80\x02]q\x00."]
+    )
     def test_no_checkpoint_at_all(self, content, tmp_path):
         (tmp_path / "w.pth").write_bytes(content)
-        with pytest.raises(BadInput, match=r"w\.pth"):
+        with pytest.raises(BadInput, match=r"w\.pth (cannot be read|holds no tensors)"):
             import_checkpoint(SMALL, tmp_path / "w.pth", reporter=Reporter.silent())
 
     def test_a_wrong_hash_is_refused_and_nothing_is_written(self, tmp_path):
@@ -361,6 +431,7 @@ class TestTextDrivenHead:
         imported = import_checkpoint(self.ENTRY, file, reporter=reporter, clip_driven=False)
         assert imported.structures == ()
         assert any("before it is adapted" in e.get("message", "") for e in reporter.events)
+        accept(imported)
         network, anatomy = load_base(imported)
         assert not isinstance(head_of(network, anatomy), ClipDrivenHead)
 
@@ -390,6 +461,48 @@ class TestTextDrivenHead:
                 voxel = inputs[:, 1, 2, 0]
                 value = w3 @ torch.relu(w2 @ torch.relu(w1 @ voxel + b1) + b2) + b3
                 assert got[scan, place, 1, 2, 0] == pytest.approx(float(value), abs=1e-5)
+
+    @pytest.mark.parametrize(("scratch", "trained"), [(False, True), (True, True)])
+    def test_its_structures_are_learnt_anew_with_the_decoder(self, scratch, trained, text_driven, tmp_path):
+        """Its head has no rows to start from; from scratch, too, there is a row for each structure that is asked for."""
+        file = write(tmp_path / "w.pth", text_driven, "module.", "net")
+        entry = import_checkpoint(self.ENTRY, file, reporter=Reporter.silent())
+        asked, loaded = (Structure("liver", 1), Structure("spleen", 2)), SimpleNamespace(masks={})
+        loaded.volume = SimpleNamespace(grid=Grid((4, 4, 4), np.eye(4)))
+        cpu = torch.device("cpu")
+        accept(entry)
+        setting = make_setting(entry, asked, [loaded], "lora", {}, cpu, Reporter.silent())
+        assert setting.train_decoder is trained
+        network, anatomy, _ = starting_network(replace(setting, scratch=scratch))
+        assert head_of(network, anatomy).out_channels == 3
+
+    def test_logits_are_float32_in_16_bits(self):
+        head = ClipDrivenHead(16, 32, 5, (3, 1)).eval()
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert head(torch.randn(1, 16, 4, 4, 4), torch.randn(1, 32, 2, 2, 2)).dtype == torch.float32
+
+    def test_names_and_shapes_are_those_of_the_public_file(self):
+        """Read from MrGiovanni/SuPreM's and ljwztc/CLIP-Driven-Universal-Model's code, not from ours."""
+        shapes = {
+            "organ_embedding": (32, 512),
+            "backbone.down_tr64.ops.0.conv1.weight": (32, 1, 3, 3, 3),
+            "backbone.down_tr512.ops.1.bn1.running_var": (512,),
+            "backbone.up_tr256.up_conv.weight": (512, 512, 2, 2, 2),
+            "backbone.up_tr256.ops.0.conv1.weight": (256, 768, 3, 3, 3),
+            "backbone.up_tr64.ops.1.bn1.num_batches_tracked": (),
+            "precls_conv.0.weight": (64,),
+            "precls_conv.2.weight": (8, 64, 1, 1, 1),
+            "GAP.0.weight": (512,),
+            "GAP.3.weight": (256, 512, 1, 1, 1),
+            "controller.weight": (153, 512, 1, 1, 1),
+            "text_to_vision.weight": (256, 512),
+        }
+        with torch.device("meta"):
+            ours = build(self.ENTRY.network, 9)[0].state_dict()
+        public = {f"module.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        found = strip_names(public, self.ENTRY.layout)
+        assert len(found) == len(shapes)
+        assert {name: tensor.shape for name, tensor in found.items()} == {name: ours[name].shape for name in found}
 
     def test_a_head_row_that_is_no_template_is_refused(self):
         with pytest.raises(ValueError, match="0 to 31"):
@@ -473,6 +586,42 @@ class TestUNet2D:
         assert torch.allclose(after[:, :1], before, atol=1e-5)
         assert head_rows(network, anatomy)[0].shape[0] == 2
 
+    def test_empty_voxels_are_the_darkest_as_in_its_training(self):
+        """Smallest value to 0, largest to 1; voxels of 0 are not filled with the mean, as MONAI's models want it."""
+        array = np.random.default_rng(0).uniform(10, 90, (12, 10, 8)).astype(np.float32)
+        array[:4] = 0
+        volume = Volume(array, Grid(array.shape, np.eye(4)), "study")
+        image = prepare(volume, ENTRIES["cc359-unet2d"].preprocessing).image
+        assert image.min() == 0
+        assert image.max() == pytest.approx(1.0, abs=1e-5)
+        assert int((image == 0).sum()) >= 4 * 10 * 8
+
+    def test_its_head_runs_in_float32_in_16_bits(self):
+        network, anatomy = build(NetworkSpec("unet2d", {"filters": 4}), 2)
+        replace_head(network, anatomy, 2)
+        with torch.inference_mode(), _float32_head(network.eval()), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert network(torch.randn(1, 1, 16, 16, 2)).dtype == torch.float32
+
+    def test_names_are_those_of_its_authors_code(self):
+        """From aleemsidra/ConvLoRA models.py and neuro-ml/deep_pipe's blocks."""
+        network = network_of("unet2d", {}, 1)
+        shapes = {
+            "init_path.0.weight": (16, 1, 3, 3),
+            "init_path.2.conv_path.0.bn.weight": (16,),
+            "init_path.4.conv_path.1.layer.weight": (16, 16, 3, 3),
+            "shortcut0.bias": (16,),
+            "down1.0.running_mean": (16,),
+            "down1.1.weight": (32, 16, 2, 2),
+            "down3.6.conv_path.0.layer.weight": (128, 128, 3, 3),
+            "up3.3.weight": (128,),
+            "up3.4.weight": (128, 64, 2, 2),
+            "out_path.0.conv_path.0.layer.weight": (16, 16, 1, 1),
+            "out_path.1.layer.bias": (1,),
+            "out_path.2.num_batches_tracked": (),
+        }
+        state = network.state_dict()
+        assert {name: tuple(state[name].shape) for name in shapes} == shapes
+
     def test_early_heads_have_the_input_size(self):
         network = network_of("unet2d", {"filters": 16}, 1).eval()
         image = torch.randn(1, 1, 32, 48)
@@ -537,6 +686,20 @@ class TestNonzeroRange:
 
 
 class TestCatalogue:
+    def test_what_is_declared_anew_reaches_an_imported_model(self, tmp_path, monkeypatch):
+        """Its structures and network stay those of the file; licence and preprocessing are the catalogue's."""
+        file = write(tmp_path / "w.pth", small_tensors(9), "module.", "net")
+        imported = import_checkpoint(SMALL, file, reporter=Reporter.silent())
+        accept(imported)
+        newer = replace(SMALL, licence="another licence", overlap=0.1)
+        monkeypatch.setattr("peftseg.foundation_models.FOUNDATION_MODELS", (newer,))
+        found = catalogue()[SMALL.id]
+        assert (found.licence, found.overlap) == ("another licence", 0.1)
+        assert found.structures == imported.structures
+        assert found.network == imported.network
+        with pytest.raises(BadInput, match="models accept"):
+            load_base(found)
+
     def test_a_damaged_folder_does_not_hide_the_others(self, tmp_path):
         folder = tmp_path / "home" / "models" / "broken"
         folder.mkdir(parents=True)
@@ -545,6 +708,35 @@ class TestCatalogue:
         assert "phantom-ct" in {e.id for e in entries}
         assert len(problems) == 1
         assert "broken" in problems[0]
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda d: d.pop("title"),
+            lambda d: d.pop("window"),
+            lambda d: d["structures"][0].pop("code"),
+            lambda d: d["preprocessing"]["intensity"].update(gamma=2),
+            lambda d: d["source"].update(size_mb=1),
+            lambda d: d.update(layout={}),
+        ],
+    )
+    def test_nor_does_one_that_lacks_a_field(self, damage, tmp_path):
+        data = to_dict(ENTRIES["suprem-segresnet"])
+        damage(data)
+        folder = tmp_path / "home" / "models" / "broken"
+        folder.mkdir(parents=True)
+        (folder / "model.json").write_text(json.dumps(data))
+        entries, problems = known_models()
+        assert "phantom-ct" in {e.id for e in entries}
+        assert len(problems) == 1
+        assert "not complete" in problems[0]
+
+    @pytest.mark.parametrize("content", [b"3", b"[]", b'{"id": "\xff"}'])
+    def test_nor_does_one_that_is_no_description_at_all(self, content, tmp_path):
+        folder = tmp_path / "home" / "models" / "broken"
+        folder.mkdir(parents=True)
+        (folder / "model.json").write_bytes(content)
+        assert len(known_models()[1]) == 1
 
     def test_a_folder_that_was_adapted_by_path_is_found_again(self, tmp_path):
         network = network_of("segresnet", SMALL.network.arguments, 9)
@@ -555,6 +747,10 @@ class TestCatalogue:
         assert catalogue()["ours"].directory == (tmp_path / "elsewhere").resolve()
         (tmp_path / "elsewhere" / "model.json").unlink()
         assert "ours" not in catalogue()
+
+    def test_a_folder_that_is_listed_anyway_is_not_listed_twice(self):
+        remember(BUNDLED / "phantom-ct")
+        assert [e.id for e in known_models()[0]].count("phantom-ct") == 1
 
     def test_a_damaged_list_of_folders_is_told(self, tmp_path):
         (tmp_path / "home" / "models").mkdir(parents=True)

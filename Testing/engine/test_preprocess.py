@@ -313,6 +313,13 @@ def test_ct_under_a_model_for_mr_takes_a_window():
     assert "CT" in said[0]
 
 
+@pytest.mark.parametrize("kind", ["zscore_all", "zscore_inside", "range01", "none"])
+def test_ct_under_an_nnunet_keeps_its_normalisation(kind):
+    """Such as MRSegmentator, trained on MR and CT alike: a window to 0..1 is nothing that it has ever seen."""
+    base = Preprocessing("SAR", (1.5, 1.5, 1.5), Intensity(kind), scheme="nnunet")
+    assert choose_recipe(base, [facts()] * 3) == (base, [])
+
+
 def test_a_ct_crop_without_air_keeps_the_window():
     crop = SupportFacts((1.5,) * 3, (30, 30, 30), -160.0, 310.0, -110.0, 45.0, 200.0, 0.0, {})
     assert choose_recipe(CT, [crop]) == (CT, [])

@@ -6,6 +6,7 @@ MONAI's networks are used where they are right. A new architecture is one file h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -26,8 +27,8 @@ class Anatomy:
         The last convolution; replaced when structures change, part of neither encoder nor decoder.
     encoder, decoder : tuple of str
         Prefixes of module names.
-    divisor : int
-        Every axis of the input must be a multiple of it.
+    divisor : int or tuple of int
+        Every axis of the input must be a multiple of it, or of its own one.
     head_norm : str
         A normalisation right after the head, or "". It is folded into the rows that a new head takes over.
     """
@@ -35,7 +36,7 @@ class Anatomy:
     head: str
     encoder: tuple[str, ...]
     decoder: tuple[str, ...]
-    divisor: int
+    divisor: int | tuple[int, int, int]
     head_norm: str = ""
 
 
@@ -76,6 +77,11 @@ def build(spec: NetworkSpec, n_outputs: int) -> tuple[nn.Module, Anatomy]:
         raise BadInput(
             f"Network '{spec.name}' does not take the arguments {spec.arguments}: {error}.", "Correct them."
         ) from error
+
+
+def per_axis(size: int | Sequence[int]) -> tuple[int, int, int]:
+    """One number for all three axes, or one each, as three."""
+    return (size,) * 3 if isinstance(size, int) else tuple(size)
 
 
 def is_part(name: str, prefixes: tuple[str, ...]) -> bool:

@@ -66,13 +66,13 @@ class ClipDrivenHead(nn.Module):
         sizes = (WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, WIDTH, 1)
         *weights, bias1, bias2, bias3 = made.split(sizes, dim=1)
         x = inputs.repeat(1, n, 1, 1, 1)
-        outputs = (WIDTH, WIDTH, 1)
-        for step, (weight, bias, width) in enumerate(zip(weights, (bias1, bias2, bias3), outputs, strict=True)):
-            kernel = weight.reshape(n * width, WIDTH, 1, 1, 1)
-            x = functional.conv3d(x, kernel, bias.reshape(-1), groups=n)
-            if step < 2:
-                x = functional.relu(x)
-        return x
+        for weight, bias in zip(weights[:2], (bias1, bias2), strict=True):
+            kernel = weight.reshape(n * WIDTH, WIDTH, 1, 1, 1)
+            x = functional.relu(functional.conv3d(x, kernel, bias.reshape(-1), groups=n))
+        # The last step in float32 also in 16 bits, as plain heads in `infer.ready`: rounded logits give other labels.
+        with torch.autocast(x.device.type, enabled=False):
+            kernel = weights[2].float().reshape(n, WIDTH, 1, 1, 1)
+            return functional.conv3d(x.float(), kernel, bias3.float().reshape(-1), groups=n)
 
     def fresh(self, n_outputs: int) -> nn.Module:
         """The plain head that takes this one's place when structures are learnt."""

@@ -128,6 +128,6 @@ def _trim(network: nn.Module) -> None:
         outputs[level] = nn.Identity()
 
 
-def _divisor(strides: list[list[int]]) -> int:
-    """Smallest number that every axis' product of strides divides."""
-    return math.lcm(*(math.prod(axis) for axis in zip(*strides, strict=True)))
+def _divisor(strides: list[list[int]]) -> tuple[int, int, int]:
+    """Product of the strides along each axis."""
+    return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
