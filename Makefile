@@ -29,7 +29,8 @@ bench: $(STAMP)
 
 # Trains and scores what Docs/results/few_shot.csv does not hold yet (an hour without the file), then prints the table.
 results: $(STAMP)
-	$(PY) Testing/bench/real_data.py --stage test --epochs 120 --out Docs/results/few_shot.csv
+	$(PY) Testing/bench/real_data.py --stage test --epochs 120 --out Docs/results/few_shot.csv \
+		--reference LoRA --reference scratch
 
 # setuptools is named for the packaging test, which builds a wheel offline.
 $(STAMP): pyproject.toml constraints.txt

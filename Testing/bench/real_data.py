@@ -2,7 +2,7 @@
 
     python Testing/bench/real_data.py --stage choose --out Docs/results/support_folds.csv
     python Testing/bench/real_data.py --stage test --out Docs/results/few_shot.csv
-    python Testing/bench/real_data.py --stage table --out Docs/results/few_shot.csv
+    python Testing/bench/real_data.py --stage table --out Docs/results/few_shot.csv --reference LoRA --reference scratch
 
 Resumable: runs that the CSV file holds are not repeated. Needs the real volumes (`--data`, default `../shared/data`).
 """
@@ -138,6 +138,13 @@ def print_differences(path: Path, reference: str) -> None:
             print(f"| {label} | {task or 'all'} | {runs} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {verdict} |")
 
 
+def print_all(path: Path, references: list[str]) -> None:
+    """The table, and the differences to each reference."""
+    print_table(path)
+    for reference in references:
+        print_differences(path, reference)
+
+
 def main() -> None:
     """Parse the command line and run a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,13 +157,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--task", default="")
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--reference", default="", help="print differences to this candidate too")
+    parser.add_argument("--reference", action="append", default=[], help="print differences to this candidate too")
     parser.add_argument("--grid", type=Path, default=None, help="JSON list of candidates instead of the built-in grid")
     arguments = parser.parse_args()
     if arguments.stage == "table":
-        print_table(arguments.out)
-        if arguments.reference:
-            print_differences(arguments.out, arguments.reference)
+        print_all(arguments.out, arguments.reference)
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     testing = arguments.stage == "test"
@@ -165,7 +170,7 @@ def main() -> None:
     draws = range(arguments.first_draw, arguments.first_draw + arguments.draws)
     jobs = [(t, c, d, arguments.epochs, arguments.base) for d in draws for t in chosen for c in rows]
     run_missing(jobs, arguments.out, arguments.workers)
-    print_table(arguments.out)
+    print_all(arguments.out, arguments.reference)
 
 
 if __name__ == "__main__":
