@@ -6,34 +6,39 @@ PYTHON ?= python3
 PIP_OPTIONS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 JOBS ?= 2
 
 .PHONY: demo test lint bench results
 
-demo: $(STAMP)
+demo: $(RUN)
 	$(PY) -m peftseg demo --out demo-out
 
-test: $(STAMP)
+test: $(DEV)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/codespell
 
-bench: $(STAMP)
+bench: $(RUN)
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_train.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_infer.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_job.py
 
 # Trains and scores what Docs/results/few_shot.csv does not hold yet (an hour without the file), then prints the table.
-results: $(STAMP)
+results: $(RUN)
 	$(PY) Testing/bench/real_data.py --stage test --epochs 120 --out Docs/results/few_shot.csv \
 		--reference LoRA --reference scratch
 
-# setuptools is named for the packaging test, which builds a wheel offline.
-$(STAMP): pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install $(PIP_OPTIONS) -c constraints.txt -e ".[report]"
+	touch $@
+
+# What tests and lint need beyond that. setuptools is named for the packaging test, which builds a wheel offline.
+$(DEV): $(RUN)
 	$(PY) -m pip install $(PIP_OPTIONS) -c constraints.txt -e ".[dev]" "setuptools>=70.1"
 	touch $@

@@ -40,7 +40,9 @@ def entry(group: str, name: str) -> Entry:
     """Look one class up; `group` is `qt`, `ctk` or `slicer`. A class that is not listed raises AttributeError."""
     record = listed()[group].get(name)
     if record is None:
-        raise AttributeError(f"module '{group}' has no class '{name}' in the list of Slicer 5.13's Python ({LIST.name})")
+        raise AttributeError(
+            f"module '{group}' has no class '{name}' in the list of Slicer 5.13's Python ({LIST.name})"
+        )
     kinds = {kind: set(record.get(kind, ())) for kind in ("properties", "signals", "methods", "values", "attributes")}
     if "inherits" in record:
         base = entry(*record["inherits"].split("."))

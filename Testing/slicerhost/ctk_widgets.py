@@ -79,9 +79,11 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
 
     def paintEvent(self, _event) -> None:
         painter = QtGui.QPainter(self)
-        painter.fillRect(0, 0, self.width(), HEADER, self.palette().button())
+        painter.fillRect(0, 0, self.width(), HEADER, self.palette().button().color().darker(110))
         arrow = "▸" if self._collapsed else "▾"
-        painter.drawText(8, 0, self.width() - 16, HEADER, QtCore.Qt.AlignmentFlag.AlignVCenter, f"{arrow}  {self.text()}")
+        painter.drawText(
+            8, 0, self.width() - 16, HEADER, QtCore.Qt.AlignmentFlag.AlignVCenter, f"{arrow}  {self.text()}"
+        )
 
 
 class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):

@@ -61,7 +61,9 @@ def answer(record: Shown, dialog=None):
 def answer_message_box(self):
     """Stand in for `exec` of QMessageBox and ctkMessageBox."""
     raw = self._alive()
-    record = Shown(type(self).__name__, raw.windowTitle().strip(), raw.text(), raw.informativeText(), raw.detailedText())
+    record = Shown(
+        type(self).__name__, raw.windowTitle().strip(), raw.text(), raw.informativeText(), raw.detailedText()
+    )
     given = answer(record, self)
     button = raw.button(QtWidgets.QMessageBox.StandardButton(int(given))) if isinstance(given, int) else None
     if isinstance(given, str):
@@ -142,8 +144,13 @@ def static_message(kind: str):
 
 
 def static_question(kind: str):
+    wanted = (list, tuple) if kind.endswith("Names") else str if kind.startswith("QFileDialog") else object
+
     def ask(_parent=None, title: str = "", text: str = "", *_more):
-        return answer(Shown(kind, title, str(text)))
+        given = answer(Shown(kind, title, str(text)))
+        if not isinstance(given, wanted):
+            raise TypeError(f"{kind} gives {wanted} in PythonQt, but the test answered {given!r}")
+        return given
 
     return ask
 

@@ -144,6 +144,8 @@ def fitting(value, type_name: str, label: str):
         if not isinstance(value, (int, float)):
             raise refuse
         return int(value) if type_name == "int" else float(value)
+    if type_name in ("QVariantList", "QStringList") and not isinstance(value, (list, tuple)):
+        raise refuse
     if type_name == "QString":
         if value is None:  # Slicer would show the word None
             raise refuse
@@ -168,7 +170,9 @@ def write_property(raw, name: str, value, label: str) -> None:
             raise ValueError("refused")
     except (TypeError, ValueError) as error:
         kind = type(value).__name__
-        raise AttributeError(f"Property '{name}' of {label} does not accept an object of type {kind}: {error}") from None
+        raise AttributeError(
+            f"Property '{name}' of {label} does not accept an object of type {kind}: {error}"
+        ) from None
 
 
 class PropertyName:
@@ -211,8 +215,8 @@ class MethodName:
 
     def __get__(self, proxy, owner):
         label = f"{owner.__name__}.{self.name}"
-        if self.static:
-            function = getattr(self.raw_type, self.raw_name)
+        if self.static:  # some are both: QFile.exists() and QFile.exists(path)
+            function = getattr(self.raw_type if proxy is None else proxy._alive(), self.raw_name)
             return QtSlot(label, lambda *a: call(function, label, *a))
         if proxy is None:
             return QtSlot(label, lambda first, *a: self.invoke(first, label, *a))
@@ -246,7 +250,9 @@ class Missing:
         self.name = name
 
     def __get__(self, proxy, owner):
-        raise NotImplementedError(f"{owner.__name__}.{self.name} exists in Slicer, but the test host does not imitate it")
+        raise NotImplementedError(
+            f"{owner.__name__}.{self.name} exists in Slicer, but the test host does not imitate it"
+        )
 
     def __set__(self, proxy, value):
         self.__get__(proxy, type(proxy))
@@ -285,7 +291,9 @@ class Proxy:
 
     def className(self) -> str:
         raw_type = type(self._alive())
-        return next(kind.__name__ for kind in raw_type.__mro__ if kind in PROXIES or kind.__module__.startswith("PySide6"))
+        return next(
+            kind.__name__ for kind in raw_type.__mro__ if kind in PROXIES or kind.__module__.startswith("PySide6")
+        )
 
     def help(self) -> None:
         print(*sorted(self._listed), sep="\n")
@@ -321,7 +329,9 @@ class Proxy:
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} (0x{id(self.__dict__.get('_raw')):x})"
+        raw = self.__dict__.get("_raw")
+        shown = "{}(0x{:x}) " if isinstance(raw, QtWidgets.QWidget) else "{} (QObject 0x{:x})"
+        return shown.format(type(self).__name__, id(raw))
 
 
 class ObjectManners(Proxy):
@@ -370,7 +380,9 @@ def override_class(kind: type) -> type:
     for python_class in python_classes:
         for name, member in vars(python_class).items():
             if isinstance(member, signals.Signal):
-                body.setdefault(name, QtCore.Signal(*[t if t in (str, int, float, bool) else object for t in member.types]))
+                body.setdefault(
+                    name, QtCore.Signal(*[t if t in (str, int, float, bool) else object for t in member.types])
+                )
             elif callable(member) and not name.startswith("_") and isinstance(kind._listed.get(name), MethodName):
                 body.setdefault(name, forwarder(name))
     made = type(kind.__name__, (kind._raw_type,), body)
@@ -416,7 +428,7 @@ def proxy_class(name: str, raw_type: type, entry: Entry, extra: dict | None = No
             body[word + "_"] = body[word]
     for kept in given - set(extra):
         body.pop(kept, None)
-    names = MappingProxyType({**body, **extra, **{k: True for k in given}})
+    names = MappingProxyType({**body, **extra, **dict.fromkeys(given, True)})
     made = type(name, bases, {**body, **extra, "_raw_type": raw_type, "_entry": entry, "_listed": names})
     PROXIES[raw_type] = made
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
@@ -18,6 +19,8 @@ def build() -> types.ModuleType:
     raw_types = {name: raw_class(name) for name in api.listed()["qt"] if name != "Qt"}
     for name, raw_type in sorted(raw_types.items(), key=lambda item: (len(item[1].__mro__), item[0])):
         setattr(module, name, proxy_class(name, raw_type, api.entry("qt", name), additions(name)))
+    items = api.entry("qt", "QSpacerItem")  # the only listed layout item; the others offer the same without changeSize
+    proxy_class("QLayoutItem", QtWidgets.QLayoutItem, replace(items, loose=items.loose - {"changeSize"}))
     module.Qt = namespace()
     module.Signal = signals.Signal
     module.Slot = lambda *_types, **_options: lambda function: function
@@ -78,7 +81,7 @@ def single_shot(milliseconds: int, function) -> None:
     """Call a function once, later; its exception is recorded like that of a slot."""
     target = function._function if isinstance(function, QtSlot) else function
     slot = signals.Slot(target, wrap, count=0)
-    QtCore.QTimer.singleShot(int(milliseconds), lambda: slot())
+    QtCore.QTimer.singleShot(int(milliseconds), lambda: slot())  # noqa: PLW0108 - PySide holds the slot itself weakly
 
 
 def find_children(self, kind=None, name: str = "") -> tuple:

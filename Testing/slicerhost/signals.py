@@ -1,9 +1,11 @@
+# ruff: noqa: PLW0108 - PySide counts the parameters of what it calls
 """Signals as PythonQt offers them: `button.clicked.connect(f)` and `button.connect('clicked(bool)', f)`."""
 
 from __future__ import annotations
 
 import inspect
 import sys
+import time
 import traceback
 import types
 
@@ -11,6 +13,9 @@ from PySide6 import QtCore
 
 slot_errors: list[str] = []
 """Tracebacks of slots and VTK observers that raised. Slicer only prints them; here they fail the test."""
+
+slot_seconds: dict[str, float] = {}
+"""The longest call of each slot: while one runs, Slicer's window does not answer."""
 
 
 class Slot:
@@ -28,10 +33,14 @@ class Slot:
             values = values[: self.count]
         if self.limit is not None:
             values = values[: self.limit]
+        begin = time.perf_counter()
         try:
             self.function(*(self.wrap(value) for value in values))
         except Exception:
             record_error()
+        finally:
+            name = getattr(self.function, "__qualname__", repr(self.function))
+            slot_seconds[name] = max(slot_seconds.get(name, 0.0), time.perf_counter() - begin)
 
 
 def record_error() -> None:
@@ -75,7 +84,7 @@ def resolve(raw: QtCore.QObject, signal: str) -> tuple:
         normal = bytes(QtCore.QMetaObject.normalizedSignature(signal)).decode()
         found = known.get(normal)
     if found is None:
-        near = [k for k in known if k.split("(")[0] == signal.split("(")[0]]
+        near = [k for k in known if k.split("(")[0] == signal.split("(", maxsplit=1)[0]]
         raise AttributeError(
             f"{type(raw).__name__} has no signal '{signal}' (Slicer ignores such a connect without a word); "
             f"of that name: {near or 'none'}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 from PySide6 import QtCore, QtUiTools, QtWidgets
 
@@ -89,7 +89,9 @@ def listed_class(class_name: str, file_name: str) -> api.Entry | None:
     for group in ("qt", "ctk", "slicer"):
         if class_name in api.listed()[group]:
             if group != "qt" and class_name not in IMITATED:
-                raise NotImplementedError(f"{file_name}: {class_name} exists in Slicer, but the test host does not imitate it")
+                raise NotImplementedError(
+                    f"{file_name}: {class_name} exists in Slicer, but the test host does not imitate it"
+                )
             return api.entry(group, class_name)
     raise UiError(f"{file_name}: the class {class_name} is not in the list of Slicer 5.13's Python")
 
