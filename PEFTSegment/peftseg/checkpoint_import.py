@@ -94,9 +94,10 @@ def import_checkpoint(
     tensors = strip_names(read_tensors(Path(file), entry.layout), entry.layout)
     reporter.progress("match", 1, 3)
     reporter.check()
-    fitted = _fit(entry, tensors, clip_driven)
-    width = head_width(fitted.structures, fitted.activation)
-    network, anatomy = build(fitted.network, width)
+    network, anatomy = _build(entry)
+    fitted = _fit(entry, tensors, anatomy.head, clip_driven)
+    if (fitted.network, len(fitted.structures)) != (entry.network, len(entry.structures)):
+        network, anatomy = _build(fitted)
     if not fitted.structures:
         tensors = _with_empty_head(tensors, network, anatomy)
         reporter.warning(
@@ -222,16 +223,19 @@ def match(network: nn.Module, tensors: dict[str, torch.Tensor]) -> KeyReport:
     )
 
 
-def _fit(entry: ModelEntry, tensors: dict[str, torch.Tensor], clip_driven: bool | None) -> ModelEntry:
+def _build(entry: ModelEntry) -> tuple[nn.Module, Anatomy]:
+    return build(entry.network, head_width(entry.structures, entry.activation))
+
+
+def _fit(entry: ModelEntry, tensors: dict[str, torch.Tensor], head: str, clip_driven: bool | None) -> ModelEntry:
     """The entry with the structures and the head that the checkpoint has."""
     if CLIP in entry.network.arguments:
-        return _fit_clip(entry, tensors, clip_driven)
+        return _fit_clip(entry, tensors, head, clip_driven)
     if clip_driven:
         raise BadInput(f"Model '{entry.id}' has no text-driven head.", "Leave the option clip_driven out.")
-    lists = [entry.structures, *entry.alternatives]
     if not entry.structures:
         return entry
-    head = _anatomy(entry).head
+    lists = [entry.structures, *entry.alternatives]
     rows = tensors[f"{head}.weight"].shape[0] if f"{head}.weight" in tensors else None
     if rows is None:
         return entry  # the report names the missing head
@@ -245,12 +249,7 @@ def _fit(entry: ModelEntry, tensors: dict[str, torch.Tensor], clip_driven: bool 
     return replace(entry, structures=fitting[0], alternatives=())
 
 
-def _anatomy(entry: ModelEntry) -> Anatomy:
-    return build(entry.network, head_width(entry.structures, entry.activation))[1]
-
-
-def _fit_clip(entry: ModelEntry, tensors: dict[str, torch.Tensor], clip_driven: bool | None) -> ModelEntry:
-    head = _anatomy(entry).head
+def _fit_clip(entry: ModelEntry, tensors: dict[str, torch.Tensor], head: str, clip_driven: bool | None) -> ModelEntry:
     plain = (f"{head}.weight", f"{head}.bias")
     there = any(is_part(name, (head,)) and name not in plain for name in tensors)  # half a head is refused later
     if clip_driven and not there:

@@ -20,7 +20,7 @@ from peftseg.cli_show import print_json
 from peftseg.download import MIRROR_VARIABLE, download
 from peftseg.errors import BadInput, JobCancelled, unknown_name
 from peftseg.events import Reporter, plain
-from peftseg.models import BUNDLED, ModelEntry, known_models, read_model_dir, resolve, to_dict
+from peftseg.models import BUNDLED, ModelEntry, by_id, catalogue, known_models, read_model_dir, resolve, to_dict
 from peftseg.paths import atomic_write, home, models_dir, remove_tree
 
 DOWNLOADS = ".downloads"  # in the models folder: one folder a model, with what has arrived
@@ -83,10 +83,12 @@ def _add_verb(verbs: Any, name: str, text: str, run: Callable[[Namespace], int],
 
 def list_models(arguments: Namespace) -> int:
     """`peftseg models`."""
-    known, problems = _known()
+    entries, problems = known_models()
     for problem in problems:
         print(f"Warning: {problem}", file=sys.stderr)
-    rows = [_row(entry) for entry in (*known.values(), *(read_model_dir(Path(folder)) for folder in arguments.dir))]
+    rows = [
+        _row(entry) for entry in (*by_id(entries).values(), *(read_model_dir(Path(folder)) for folder in arguments.dir))
+    ]
     if arguments.json:
         print_json(rows)
         return 0
@@ -99,15 +101,6 @@ def list_models(arguments: Namespace) -> int:
     if not rows:
         print("No models.")
     return 0
-
-
-def _known() -> tuple[dict[str, ModelEntry], list[str]]:
-    """Models by id, those that count first, and what is wrong with model folders."""
-    entries, problems = known_models()
-    found: dict[str, ModelEntry] = {}
-    for entry in entries:
-        found.setdefault(entry.id, entry)
-    return found, problems
 
 
 def _row(entry: ModelEntry) -> dict[str, Any]:
@@ -140,7 +133,7 @@ def _weights(row: dict[str, Any]) -> str:
 
 
 def _find(name: str) -> ModelEntry:
-    known = _known()[0]
+    known = catalogue()
     if name not in known:
         raise unknown_name("model", name, known)
     return known[name]
@@ -197,7 +190,7 @@ def run_import(arguments: Namespace) -> int:
 
 def _import_folder(name: str) -> ModelEntry:
     """Copy a model folder into PEFTSegment's own, once its weights are known to fit its network."""
-    known = _known()[0]
+    known = catalogue()
     if name in known and not Path(name).is_dir():
         raise BadInput(
             f"`peftseg models import {name}` lacks the checkpoint file.",
@@ -226,8 +219,9 @@ def _import_folder(name: str) -> ModelEntry:
 
 
 def _import_nnunet(arguments: Namespace) -> ModelEntry:
-    if arguments.id in _known()[0]:
-        raise _taken(_known()[0][arguments.id])
+    known = catalogue()
+    if arguments.id in known:
+        raise _taken(known[arguments.id])
     with _needs_torch():
         import torch  # noqa: F401
     try:
@@ -294,7 +288,7 @@ def _needs_torch() -> Iterator[None]:
 
 def run_remove(arguments: Namespace) -> int:
     """`peftseg models remove ID`."""
-    known, own = _known()[0], home() / "models"
+    known, own = catalogue(), home() / "models"
     name = arguments.model
     entry = known.get(name)
     by_name = [own / name, own / DOWNLOADS / name] if _ID.fullmatch(name) else []  # also a damaged model's folder

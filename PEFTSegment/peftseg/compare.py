@@ -215,7 +215,7 @@ def differences(
     chosen = [row for row in rows if task is None or row["task"] == task]
     found = {}
     for label in dict.fromkeys(row["candidate"] for row in chosen):
-        both = _common(chosen, label, reference)
+        runs, both = _common(chosen, label, reference)
         if label == reference or not both:
             continue
         rng = np.random.default_rng(0)
@@ -229,15 +229,16 @@ def differences(
             for _ in range(repeats)
         ]
         low, high = np.nanpercentile(means, [2.5, 97.5])
-        runs = len({(r["task"], r["draw"]) for r in chosen if r["candidate"] == label})
         found[label] = runs, float(np.mean([np.nanmean(t) for t in both])), float(low), float(high)
     return found
 
 
-def _common(rows: Sequence[dict[str, str]], label: str, reference: str) -> list[np.ndarray]:
-    """Differences as (draws, scans) tables, one a task and structure, where both candidates were scored."""
-    runs = [{(r["task"], r["draw"]) for r in rows if r["candidate"] == name} for name in (label, reference)]
-    shared = [r for r in rows if (r["task"], r["draw"]) in runs[0] & runs[1]]
+def _common(rows: Sequence[dict[str, str]], label: str, reference: str) -> tuple[int, list[np.ndarray]]:
+    """Runs that both candidates have, and differences there as (draws, scans) tables, one a task and structure."""
+    first, second = ({(r["task"], r["draw"]) for r in rows if r["candidate"] == name} for name in (label, reference))
+    both = first & second
+    shared = [r for r in rows if (r["task"], r["draw"]) in both]
     tables = score_table(shared)
     keys = [(task, structure) for task, candidate, structure in tables if candidate == label]
-    return [tables[t, label, s] - tables[t, reference, s] for t, s in keys if (t, reference, s) in tables]
+    found = [tables[t, label, s] - tables[t, reference, s] for t, s in keys if (t, reference, s) in tables]
+    return len(both), found

@@ -51,6 +51,19 @@ def _clip_arguments(rows: tuple[int, ...]) -> dict:
     return {"templates": 32, "rows": list(rows)}
 
 
+def _segresnet(filters: int, dropout: float) -> NetworkSpec:
+    return NetworkSpec(
+        "segresnet",
+        {
+            "in_channels": 1,
+            "init_filters": filters,
+            "blocks_down": [1, 2, 2, 4],
+            "blocks_up": [1, 1, 1],
+            "dropout_prob": dropout,
+        },
+    )
+
+
 def _whole_body(resolution: str, spacing: float, file: str, md5: str) -> ModelEntry:
     return ModelEntry(
         id=f"monai-wholebody-ct-{resolution}",
@@ -58,16 +71,7 @@ def _whole_body(resolution: str, spacing: float, file: str, md5: str) -> ModelEn
         modality="CT",
         body_part="whole body",
         structures=structures("monai-wholebody-104"),
-        network=NetworkSpec(
-            "segresnet",
-            {
-                "in_channels": 1,
-                "init_filters": 32,
-                "blocks_down": [1, 2, 2, 4],
-                "blocks_up": [1, 1, 1],
-                "dropout_prob": 0.2,
-            },
-        ),
+        network=_segresnet(32, 0.2),
         activation="softmax",
         preprocessing=Preprocessing("RAS", (spacing,) * 3, Intensity("nonzero_range", out_low=-1.0, out_high=1.0)),
         window=_WINDOW,
@@ -87,24 +91,15 @@ def _whole_body(resolution: str, spacing: float, file: str, md5: str) -> ModelEn
     )
 
 
-def _suprem_segresnet() -> ModelEntry:
+def _suprem(id_: str, title: str, structures_: tuple[Structure, ...], network: NetworkSpec, file: str) -> ModelEntry:
+    """What SuPreM's models have in common, and the universal ones that lie beside them."""
     return ModelEntry(
-        id="suprem-segresnet",
-        title="SuPreM SegResNet",
+        id=id_,
+        title=title,
         modality="CT",
         body_part="abdomen and thorax",
-        structures=structures("atlas-1.1-25"),
-        alternatives=(structures("atlas-1.0-9"),),
-        network=NetworkSpec(
-            "segresnet",
-            {
-                "in_channels": 1,
-                "init_filters": 16,
-                "blocks_down": [1, 2, 2, 4],
-                "blocks_up": [1, 1, 1],
-                "dropout_prob": 0.0,
-            },
-        ),
+        structures=structures_,
+        network=network,
         activation="sigmoid",
         preprocessing=_ABDOMEN,
         window=_WINDOW,
@@ -114,39 +109,36 @@ def _suprem_segresnet() -> ModelEntry:
         acknowledge=True,
         patents="Patents pending, says the authors' README.",
         citation=_SUPREM_CITATION,
+        source=Source(file=file, address=_SUPREM_FILES + file, page=_SUPREM_PAGE),
+    )
+
+
+def _suprem_segresnet() -> ModelEntry:
+    entry = _suprem(
+        "suprem-segresnet",
+        "SuPreM SegResNet",
+        structures("atlas-1.1-25"),
+        _segresnet(16, 0.0),
+        "supervised_suprem_segresnet_2100.pth",
+    )
+    return replace(
+        entry,
+        alternatives=(structures("atlas-1.0-9"),),
         description="25 structures of AbdomenAtlas 1.1, or 9 of 1.0: the file's last layer tells which.",
-        source=Source(
-            file="supervised_suprem_segresnet_2100.pth",
-            address=_SUPREM_FILES + "supervised_suprem_segresnet_2100.pth",
-            page=_SUPREM_PAGE,
-        ),
     )
 
 
 def _text_driven(
     id_: str, title: str, network: str, arguments: dict, head: str, file: str, rows: tuple[int, ...], citation: str
 ) -> ModelEntry:
-    return ModelEntry(
-        id=id_,
-        title=title,
-        modality="CT",
-        body_part="abdomen and thorax",
-        structures=_template(rows),
-        network=NetworkSpec(network, {**arguments, "clip_driven": _clip_arguments(rows)}),
-        activation="sigmoid",
-        preprocessing=_ABDOMEN,
-        window=_WINDOW,
-        overlap=0.5,
-        licence=_SUPREM_LICENCE,
-        licence_notice=_SUPREM_NOTICE,
-        acknowledge=True,
-        patents="Patents pending, says the authors' README.",
+    spec = NetworkSpec(network, {**arguments, "clip_driven": _clip_arguments(rows)})
+    return replace(
+        _suprem(id_, title, _template(rows), spec, file),
         citation=citation,
         description=(
             "Segments its own structures through a text-driven head; adapting gives it a plain, fresh head, and all "
             "structures are learnt from your scans."
         ),
-        source=Source(file=file, address=_SUPREM_FILES + file, page=_SUPREM_PAGE),
         layout=_clip_layout(head),
     )
 

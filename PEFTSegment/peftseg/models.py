@@ -351,9 +351,17 @@ def _entry_or_problem(folder: Path) -> tuple[ModelEntry | None, str]:
         return None, f"{folder}: {error}"
 
 
+def by_id(entries: Sequence[ModelEntry]) -> dict[str, ModelEntry]:
+    """Entries by id, in their order; the first of an id counts."""
+    found: dict[str, ModelEntry] = {}
+    for entry in entries:
+        found.setdefault(entry.id, entry)
+    return found
+
+
 def catalogue() -> dict[str, ModelEntry]:
     """The models by id; see `known_models`."""
-    return {entry.id: entry for entry in reversed(known_models()[0])}
+    return by_id(known_models()[0])
 
 
 def remember(directory: Path) -> None:

@@ -15,7 +15,7 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.infer import ACCUMULATOR_BYTES, segment
 from peftseg.library import find_adapter
-from peftseg.licences import require_accepted, usable
+from peftseg.licences import usable
 from peftseg.models import ModelEntry, Preprocessing, Structure, known_models
 from peftseg.networks import replace_head
 from peftseg.paths import models_dir
@@ -61,9 +61,7 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
         Unknown or damaged adapter, or its base is not here or is another one.
     """
     recipe, state, digest = load_adapter(find_adapter(ref))
-    base = find_base(recipe)
-    require_accepted(base)
-    network = load_adapted_network(recipe, state, base)
+    network = load_adapted_network(recipe, state, find_base(recipe))
     facts = {
         "adapter": recipe.name,
         "adapter_version": str(recipe.version),

@@ -117,11 +117,7 @@ def fit_head(
     """
     old = head_rows(network, anatomy)
     base_has_background = entry.activation == "softmax"
-    rows = (
-        {}
-        if old is None or not entry.structures
-        else {s.name: i + base_has_background for i, s in enumerate(entry.structures)}
-    )
+    rows = {} if old is None else {s.name: i + base_has_background for i, s in enumerate(entry.structures)}
     new = replace_head(network, anatomy, n_outputs(structures, activation))
     first = int(activation == "softmax")
     with torch.no_grad():
