@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | results. Each sets up .venv first, once.
+# make demo | test | lint | bench | results | screenshots. Each sets up .venv first, once.
 # Another interpreter (3.10 to 3.13):  make test PYTHON=python3.12
 # Options for pip, a mirror for instance: make test PIP_OPTIONS="..."
 
@@ -10,7 +10,7 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 JOBS ?= 2
 
-.PHONY: demo test lint bench results
+.PHONY: demo test lint bench results screenshots
 
 demo: $(RUN)
 	$(PY) -m peftseg demo --out demo-out
@@ -23,10 +23,16 @@ lint: $(DEV)
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/codespell
 
-bench: $(RUN)
+bench: $(DEV)
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_train.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_infer.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_job.py
+	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_gui.py
+
+# The pictures of Docs/tutorial.md, from the module on the stand-in for Slicer; the adaptation takes its full time.
+screenshots: $(DEV)
+	QT_QPA_PLATFORM=offscreen PEFTSEGMENT_TUTORIAL_MINUTES=3 PEFTSEGMENT_SCREENSHOTS=$(CURDIR)/Resources/Screenshots \
+		$(PY) -m pytest -q Testing/slicer/test_tutorial.py
 
 # Trains and scores what Docs/results/few_shot.csv does not hold yet (an hour without the file), then prints the table.
 results: $(RUN)

@@ -25,7 +25,7 @@ from peftseg.models import (
     to_dict,
 )
 from peftseg.paths import atomic_write
-from peftseg.sealed_file import GET_AGAIN, damaged, open_seal, seal
+from peftseg.sealed_file import GET_AGAIN, damaged, open_seal, read_seal, reseal, seal
 
 if TYPE_CHECKING:
     import torch
@@ -116,10 +116,7 @@ def save_adapter(path: str | Path, recipe: Recipe, state: Mapping[str, torch.Ten
         )
     check_name(recipe.name)
     _refuse_private({"options": recipe.options, "record": recipe.record})
-    text = json.dumps(
-        plain(dataclasses.asdict(recipe)), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    content, digest = seal(state, "recipe", text)
+    content, digest = seal(state, "recipe", _recipe_text(recipe))
     _verified(content, path)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
@@ -156,6 +153,41 @@ def read_recipe(path: str | Path) -> Recipe:
 def read_adapter_info(path: str | Path) -> tuple[Recipe, str]:
     """Recipe and hash of an adapter file, checked as in `load_adapter`; without torch."""
     return _verified(_content(Path(path)), Path(path))
+
+
+def read_header(path: str | Path) -> tuple[Recipe, str]:
+    """Recipe and hash as they stand in an adapter file's header; its tensors are not read, so the hash is not checked.
+
+    For lists of many files. BadInput as `load_adapter`, but a damaged byte may go unnoticed.
+    """
+    path = Path(path)
+    sealed = read_seal(path, "recipe")
+    if sealed is None:
+        raise _no_adapter(path)
+    text, digest = sealed
+    return _recipe_of(_parsed(text, path), path), digest
+
+
+def renamed(path: str | Path, name: str, version: int) -> tuple[bytes, str]:
+    """The bytes of an adapter file under another name and version, and their hash; without torch.
+
+    The tensors stay; `record["renamed_from"]` lists the hashes under which the adapter was known before, oldest first.
+    The file itself is checked as in `load_adapter` and left as it is.
+    """
+    check_name(name)
+    content = _content(Path(path))
+    recipe, digest = _verified(content, Path(path))
+    record = {**recipe.record, "renamed_from": [*earlier_hashes(recipe), digest]}
+    recipe = dataclasses.replace(recipe, name=name, version=version, record=record)
+    changed, new_digest = reseal(content, "recipe", _recipe_text(recipe), Path(path))
+    _verified(changed, Path(path))
+    return changed, new_digest
+
+
+def earlier_hashes(recipe: Recipe) -> list[str]:
+    """Hashes that the adapter had under earlier names, oldest first."""
+    found = recipe.record.get("renamed_from", [])
+    return [entry for entry in found if isinstance(entry, str)] if isinstance(found, list) else []
 
 
 def check_name(name: str) -> None:
@@ -277,6 +309,12 @@ def _refuse_private(value: Any, where: str = "") -> None:
         )
 
 
+def _recipe_text(recipe: Recipe) -> str:
+    return json.dumps(
+        plain(dataclasses.asdict(recipe)), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
 def _content(path: Path) -> bytes:
     try:
         content = path.read_bytes()
@@ -291,18 +329,30 @@ def _verified(content: bytes, path: Path) -> tuple[Recipe, str]:
     """Recipe and hash, after the check of every byte."""
     sealed = open_seal(content, "recipe", path)
     if sealed is None:
-        raise BadInput(
-            f"{path} is a safetensors file, but no adapter: it has no recipe.",
-            "Give a file that `peftseg adapt` wrote. A model is its whole folder: give that with --model.",
-        )
-    try:
-        data = json.loads(sealed.text)
-    except ValueError as error:
-        raise damaged(path, "its recipe is not JSON") from error
+        raise _no_adapter(path)
+    data = _parsed(sealed.text, path)
     newer = isinstance(data, dict) and type(data.get("format")) is int and data["format"] > FORMAT
     if not sealed.intact and not newer:  # a newer format may be sealed otherwise; it is refused below
         raise damaged(path, "its content does not match its hash")
+    return _recipe_of(data, path), sealed.hash
+
+
+def _no_adapter(path: Path) -> BadInput:
+    return BadInput(
+        f"{path} is a safetensors file, but no adapter: it has no recipe.",
+        "Give a file that `peftseg adapt` wrote. A model is its whole folder: give that with --model.",
+    )
+
+
+def _parsed(text: str, path: Path) -> Any:
     try:
-        return recipe_from_dict(data), sealed.hash
+        return json.loads(text)
+    except ValueError as error:
+        raise damaged(path, "its recipe is not JSON") from error
+
+
+def _recipe_of(data: Any, path: Path) -> Recipe:
+    try:
+        return recipe_from_dict(data)
     except BadInput as error:
         raise BadInput(f"{path}: {error.message}", error.remedy) from error

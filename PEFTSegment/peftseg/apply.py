@@ -18,6 +18,7 @@ from peftseg.config import ApplyJob
 from peftseg.device import choose_device, is_out_of_memory, release_memory
 from peftseg.errors import BadInput, JobCancelled, OutOfMemory, PeftsegError
 from peftseg.events import Reporter
+from peftseg.flags import check_result
 from peftseg.models import Structure
 from peftseg.segmenter import Segmenter, adapter_segmenter, load_adapted_network, model_segmenter, segment_volume
 from peftseg.study import check_laterality, find_inputs, paired_names, require_writable_dir
@@ -47,8 +48,9 @@ def run_apply(job: ApplyJob, reporter: Reporter) -> dict[str, Any]:
     Returns
     -------
     dict
-        "outputs" (paths), "volumes_ml" (file name -> structure -> volume), "failed" (list of "input", "message",
-        "remedy"), "provenance", "seconds".
+        "outputs" (paths), "inputs" (paths, one an output, in the same order), "volumes_ml" (file name of the output ->
+        structure -> volume), "checks" (likewise -> sentences of `flags.check_result`, none: nothing stands out), "failed"
+        (list of "input", "message", "remedy"), "provenance", "seconds".
 
     Raises
     ------
@@ -62,7 +64,8 @@ def run_apply(job: ApplyJob, reporter: Reporter) -> dict[str, Any]:
     reporter.progress("load", 0, 1)
     segmenter = adapter_segmenter(job.adapter) if job.adapter is not None else model_segmenter(str(job.model))
     volumes: dict[str, dict[str, float]] = {}
-    outputs: list[str] = []
+    checks: dict[str, dict[str, list[str]]] = {}
+    done: list[Study] = []
     errors: list[tuple[Study, PeftsegError]] = []
     begun = time.monotonic()
     for number, study in enumerate(studies):
@@ -73,19 +76,22 @@ def run_apply(job: ApplyJob, reporter: Reporter) -> dict[str, Any]:
             reporter.log(f"Stopped on request after {number} of {len(studies)} studies.")
             break
         try:
-            volumes[study.target.name] = _segment_study(study, segmenter, job, device, reporter)
-            outputs.append(str(study.target))
+            name = study.target.name
+            volumes[name], checks[name] = _segment_study(study, segmenter, job, device, reporter)
+            done.append(study)
         except JobCancelled:
             raise
         except PeftsegError as error:
             errors.append((study, error))
             reporter.warning(f"{study.name} was not segmented. {error}")
-    if errors and not outputs:
+    if errors and not done:
         raise errors[0][1]
-    reporter.progress("segment", len(outputs) + len(errors), len(studies), eta_s=0.0)
+    reporter.progress("segment", len(done) + len(errors), len(studies), eta_s=0.0)
     return {
-        "outputs": outputs,
+        "outputs": [str(study.target) for study in done],
+        "inputs": [str(study.source) for study in done],
         "volumes_ml": volumes,
+        "checks": checks,
         "failed": [{"input": str(s.source), "message": e.message, "remedy": e.remedy} for s, e in errors],
         "provenance": segmenter.provenance,
         "seconds": round(time.monotonic() - started, 1),
@@ -117,8 +123,8 @@ def plan_studies(inputs: Sequence[Path], out: Path, file_format: str) -> list[St
 
 def _segment_study(
     study: Study, segmenter: Segmenter, job: ApplyJob, device: torch.device, reporter: Reporter
-) -> dict[str, float]:
-    """Segment one study and write the file; returns each structure's volume in ml."""
+) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """Segment one study and write the file; returns each structure's volume in ml, and what stands out about it."""
     sidecar = [sidecar_path(study.target)] if job.format == "nifti" else []
     for path in (study.target, *sidecar):
         if path.exists():
@@ -137,10 +143,11 @@ def _segment_study(
     write_segmentation(study.target, result, volume.grid, segmenter.structures, provenance)
     _warn_about(study, segmenter, result, volume, reporter)
     millilitres = float(np.prod(volume.grid.spacing)) / 1000
-    return {
+    volumes = {
         s.name: round(int(np.count_nonzero(_mask(result, i, s))) * millilitres, 3)
         for i, s in enumerate(segmenter.structures)
     }
+    return volumes, check_result(result, segmenter.structures, volume.grid)
 
 
 def within_memory(

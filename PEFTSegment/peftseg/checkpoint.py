@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Checkpoint:
         torch's random state.
     facts : dict
         Epoch, history, retries: JSON data.
+    memory : dict of tensors
+        What the method remembers from step to step.
     """
 
     state: dict[str, torch.Tensor]
@@ -36,6 +38,7 @@ class Checkpoint:
     best: dict[str, torch.Tensor]
     random: torch.Tensor
     facts: dict[str, Any]
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -43,6 +46,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {f"state/{k}": v for k, v in checkpoint.state.items()}
     tensors |= {f"best/{k}": v for k, v in checkpoint.best.items()}
     tensors |= {f"optimiser/{i}/{k}": v for i, slots in checkpoint.optimiser.items() for k, v in slots.items()}
+    tensors |= {f"memory/{k}": v for k, v in checkpoint.memory.items()}
     tensors["random"] = checkpoint.random
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
     with atomic_write(path) as temporary:
@@ -68,4 +72,5 @@ def read_checkpoint(path: Path) -> Checkpoint:
         optimiser=optimiser,
         random=tensors["random"],
         facts=facts,
+        memory={k.removeprefix("memory/"): v for k, v in tensors.items() if k.startswith("memory/")},
     )

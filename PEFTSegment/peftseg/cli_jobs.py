@@ -1,4 +1,4 @@
-"""The subcommands that run jobs: adapt, apply, pretrain, jobs, worker. Torch-free until a job runs."""
+"""The subcommands that run jobs: adapt, check, apply, rank, pretrain, jobs, worker. Torch-free until a job runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from peftseg.events import CANCEL, Event
 from peftseg.job_folder import ending_of, prepare_resume
 from peftseg.licences import usable
 from peftseg.paths import remove_tree, write_text
-from peftseg.study import read_support_folder
+from peftseg.study import find_inputs, read_support_folder
 
 
 def add_subcommands(subparsers: Any) -> None:
     """Add this module's subcommands to the command line."""
     _add_adapt(subparsers.add_parser("adapt", help="adapt a model to a support set"))
+    _add_check(subparsers.add_parser("check", help="look at a support set before adapting: time, memory, mistakes"))
     _add_apply(subparsers.add_parser("apply", help="segment studies with an adapter or a model"))
+    _add_rank(subparsers.add_parser("rank", help="which unlabelled scan to label next"))
     _add_pretrain(subparsers.add_parser("pretrain", help="train a foundation model from labelled scans"))
     _add_jobs(subparsers.add_parser("jobs", help="list, cancel, resume and clean up jobs"))
     parser = subparsers.add_parser("worker", help="run a job folder (for programs)")
@@ -34,12 +36,23 @@ def add_subcommands(subparsers: Any) -> None:
 
 
 def _add_adapt(parser: options.Parser) -> None:
+    parser.add_argument("--out", required=True, metavar="FILE", help="the adapter to write, *.safetensors")
+    parser.add_argument("--name", default="", help="name of the adapter (default: the structures' names)")
+    _add_training(parser)
+    parser.set_defaults(run=run_adapt)
+
+
+def _add_check(parser: options.Parser) -> None:
+    _add_training(parser)
+    parser.add_argument("--no-match", action="store_true", help="do not run the model as it is on the scans (faster)")
+    parser.set_defaults(run=run_check)
+
+
+def _add_training(parser: options.Parser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="ID|DIR", help="a model of the catalogue, or a model folder")
     add("--support", required=True, metavar="DIR", help="folder with images/ and labels/ of the same file names")
     add("--structures", required=True, metavar="NAME=VALUE,...", help="what to segment, and its value in the labels")
-    add("--out", required=True, metavar="FILE", help="the adapter to write, *.safetensors")
-    add("--name", default="", help="name of the adapter (default: the structures' names)")
     add("--method", default=config.AdaptJob.method, help="see `peftseg methods` (default: %(default)s)")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="option of the method; may be repeated")
     add("--budget", type=float, metavar="MIN", help="minutes after which the best so far is kept")
@@ -47,7 +60,6 @@ def _add_adapt(parser: options.Parser) -> None:
     add("--estimate", default="none", help="none, or loo: leave one patient out at a time (default: %(default)s)")
     add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
     options.add_run_options(parser)
-    parser.set_defaults(run=run_adapt)
 
 
 def _add_apply(parser: options.Parser) -> None:
@@ -62,6 +74,18 @@ def _add_apply(parser: options.Parser) -> None:
     add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
     options.add_run_options(parser)
     parser.set_defaults(run=run_apply)
+
+
+def _add_rank(parser: options.Parser) -> None:
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--adapter", metavar="FILE|NAME", help="an adapter file, or a name in the library")
+    which.add_argument("--model", metavar="ID|DIR", help="a model as it is")
+    add("--input", nargs="+", required=True, metavar="PATH", help="the unlabelled scans: files, folders, DICOM series")
+    add("--labelled", nargs="+", default=[], metavar="PATH", help="images of the scans that are labelled already")
+    add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
+    options.add_run_options(parser)
+    parser.set_defaults(run=run_rank)
 
 
 def _add_pretrain(parser: options.Parser) -> None:
@@ -105,28 +129,37 @@ def _add_jobs(parser: options.Parser) -> None:
 
 def run_adapt(arguments: Namespace) -> int:
     """`peftseg adapt`."""
+    job = config.AdaptJob(out=arguments.out, name=arguments.name, **_training_fields(arguments))
+    return run_here(jobs.create_job(job), arguments.json)
+
+
+def run_check(arguments: Namespace) -> int:
+    """`peftseg check`."""
+    job = config.CheckJob(match=not arguments.no_match, **_training_fields(arguments))
+    return run_here(jobs.create_job(job), arguments.json)
+
+
+def _training_fields(arguments: Namespace) -> dict[str, Any]:
+    """What an adaptation and the look before it have in common."""
     from peftseg.adapters.table import check_options
 
     method_options = options.parse_options(arguments.option)
     check_options(arguments.method, method_options)
     structures = options.parse_structures(arguments.structures, usable(arguments.model))
-    job = config.AdaptJob(
-        model=arguments.model,
-        support=read_support_folder(options.existing(arguments.support, "support folder"), structures),
-        structures=structures,
-        out=arguments.out,
-        name=arguments.name,
-        method=arguments.method,
-        options=method_options,
-        seed=arguments.seed,
-        device=arguments.device,
-        budget_minutes=arguments.budget,
-        epochs=arguments.epochs,
-        estimate=arguments.estimate,
-        replace_nonfinite=arguments.replace_nonfinite,
-        precision=arguments.precision,
-    )
-    return run_here(jobs.create_job(job), arguments.json)
+    return {
+        "model": arguments.model,
+        "support": read_support_folder(options.existing(arguments.support, "support folder"), structures),
+        "structures": structures,
+        "method": arguments.method,
+        "options": method_options,
+        "seed": arguments.seed,
+        "device": arguments.device,
+        "budget_minutes": arguments.budget,
+        "epochs": arguments.epochs,
+        "estimate": arguments.estimate,
+        "replace_nonfinite": arguments.replace_nonfinite,
+        "precision": arguments.precision,
+    }
 
 
 def run_apply(arguments: Namespace) -> int:
@@ -144,6 +177,23 @@ def run_apply(arguments: Namespace) -> int:
         replace_nonfinite=arguments.replace_nonfinite,
         precision=arguments.precision,
         overlap=arguments.overlap,
+    )
+    return run_here(jobs.create_job(job), arguments.json)
+
+
+def run_rank(arguments: Namespace) -> int:
+    """`peftseg rank`."""
+    if arguments.model:
+        usable(arguments.model)
+    job = config.RankJob(
+        adapter=arguments.adapter,
+        model=arguments.model,
+        inputs=tuple(str(path) for path in find_inputs(arguments.input)),
+        support=tuple(str(path) for path in find_inputs(arguments.labelled)),
+        device=arguments.device,
+        seed=arguments.seed,
+        replace_nonfinite=arguments.replace_nonfinite,
+        precision=arguments.precision,
     )
     return run_here(jobs.create_job(job), arguments.json)
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import re
 import shutil
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -152,9 +153,9 @@ def run_download(arguments: Namespace) -> int:
             f"Model '{entry.id}' has no public weights to download.", "Restore its folder, or train it again."
         )
     licences.require_accepted(entry)
-    import_checkpoint = _importer()  # before a long download: without torch it would be in vain
     folder = _downloads(entry.id)
     with _reporter(arguments.json) as reporter:
+        import_checkpoint = _importer()  # before a long download: without torch it would be in vain
         file = download(
             entry.source, folder, mirror=arguments.mirror, progress=_progress(reporter), check=reporter.check
         )
@@ -165,10 +166,11 @@ def run_download(arguments: Namespace) -> int:
 
 def run_import(arguments: Namespace) -> int:
     """`peftseg models import ID FILE` or `peftseg models import MODELDIR`."""
-    if arguments.file is None and (Path(arguments.model) / "plans.json").is_file():
-        return _print_finished("Imported", _import_nnunet(arguments), arguments.json)
     if arguments.file is None:
-        return _print_finished("Imported", _import_folder(arguments.model), arguments.json)
+        is_nnunet = (Path(arguments.model) / "plans.json").is_file()
+        with _reporter(arguments.json):
+            imported = _import_nnunet(arguments) if is_nnunet else _import_folder(arguments.model)
+        return _print_finished("Imported", imported, arguments.json)
     given = [name for name in ("id", "fold", "orientation") if getattr(arguments, name) is not None]
     if given:
         raise BadInput(f"--{given[0]} is for nnU-Net model folders only.", "Leave it out.")
@@ -179,9 +181,9 @@ def run_import(arguments: Namespace) -> int:
         raise BadInput(f"Model '{entry.id}' is not made from a public checkpoint.", "Give its folder alone.")
     file = options.existing(arguments.file, "checkpoint")
     licences.require_accepted(entry)
-    import_checkpoint = _importer()
     folder = _downloads(entry.id)
     with _reporter(arguments.json) as reporter:
+        import_checkpoint = _importer()
         imported = import_checkpoint(entry, file, reporter=reporter, clip_driven=HEADS[arguments.head])
     if folder.is_dir():  # what a download had begun is not needed any more
         remove_tree(folder)
@@ -200,7 +202,7 @@ def _import_folder(name: str) -> ModelEntry:
     target = models_dir() / _plain_id(entry.id)
     if entry.id in known:
         raise _taken(known[entry.id])
-    if target.exists():
+    if (target / "model.json").exists():  # without it, the folder is what an import that was killed left
         raise BadInput(f"The folder {target} exists.", f"Run `peftseg models remove {entry.id}` first.")
     if entry.weights_path is None:
         raise BadInput(f"{entry.directory} has no weights.safetensors.", "Copy the whole model folder.")
@@ -310,7 +312,7 @@ def run_remove(arguments: Namespace) -> int:
     for folder in found:
         remove_tree(folder)
     if arguments.json:
-        print_json({"removed": found, "freed_mb": round(freed / MB, 1)})
+        _print_event(removed=[str(folder) for folder in found], freed_mb=round(freed / MB, 1))
     else:
         print(f"Removed: {', '.join(map(str, found))}\nFreed: {freed / MB:.1f} MB")
     return 0
@@ -329,7 +331,7 @@ def run_accept(arguments: Namespace) -> int:
     standing = licences.acknowledgement(entry)
     if arguments.json:
         facts = ("id", "licence", "licence_notice", "patents", "citation")
-        print_json({**{name: getattr(entry, name) for name in facts}, "acknowledgement": standing})
+        _print_event(**{name: getattr(entry, name) for name in facts}, acknowledgement=standing)
     else:
         print("Accepted." if standing == "accepted" else "It needs no acceptance.")
     return 0
@@ -365,13 +367,31 @@ def _ask_unless(yes: bool, entry: ModelEntry) -> None:
 
 @contextlib.contextmanager
 def _reporter(as_json: bool) -> Iterator[Reporter]:
-    """A reporter that shows how it goes; the bar makes way for what is printed next, also for an error."""
+    """A reporter that shows how it goes; the bar makes way for what is printed next, also for an error.
+
+    With JSON nothing else comes to stdout: what libraries print goes to stderr. SIGTERM ends the block as Ctrl-C does, so
+    that no temporary file stays behind.
+    """
     echo = JsonLines(sys.stdout) if as_json else ProgressBar(sys.stderr)
+    others = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     try:
-        yield Reporter(lambda kind, fields: echo({"event": kind, **plain(fields)}))
+        with others, _terminated_as_interrupted():
+            yield Reporter(lambda kind, fields: echo({"event": kind, **plain(fields)}))
     finally:
         if not as_json:
             echo({"event": "finished"})
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _progress(reporter: Reporter) -> Callable[[int, int], None]:
@@ -400,7 +420,11 @@ def _progress(reporter: Reporter) -> Callable[[int, int], None]:
 
 def _print_finished(done: str, entry: ModelEntry, as_json: bool) -> int:
     if as_json:
-        JsonLines(sys.stdout)({"event": "finished", "id": entry.id, "directory": str(entry.directory)})
+        _print_event(id=entry.id, directory=str(entry.directory))
     else:
         print(f"{done}: {entry.id}, in {entry.directory}")
     return 0
+
+
+def _print_event(**facts: Any) -> None:
+    JsonLines(sys.stdout)({"event": "finished", **plain(facts)})

@@ -37,7 +37,7 @@ def _show(parser: options.Parser, function: Any) -> None:
 
 
 def _add_adapters(parser: options.Parser) -> None:
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|show|export|import|remove")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|show|export|import|rename|remove|folders")
     _show(verbs.add_parser("list", help="all adapters in the library"), adapters_list)
     for verb, text, function in (
         ("show", "what an adapter is and how it was made", adapters_show),
@@ -52,6 +52,15 @@ def _add_adapters(parser: options.Parser) -> None:
     verb_parser = verbs.add_parser("import", help="take an adapter file into the library")
     verb_parser.add_argument("file", metavar="FILE")
     _show(verb_parser, adapters_import)
+    verb_parser = verbs.add_parser("rename", help="give an adapter of the library another name")
+    verb_parser.add_argument("adapter", metavar="NAME")
+    verb_parser.add_argument("new_name", metavar="NEWNAME")
+    _show(verb_parser, adapters_rename)
+    verb_parser = verbs.add_parser("folders", help="shared folders whose adapters are listed beside the own ones")
+    change = verb_parser.add_mutually_exclusive_group()
+    change.add_argument("--add", metavar="DIR", help="list the adapters of this folder, too")
+    change.add_argument("--remove", metavar="DIR", help="list them no longer; the folder itself is not touched")
+    _show(verb_parser, adapters_folders)
 
 
 def _add_evaluate(parser: options.Parser) -> None:
@@ -81,15 +90,18 @@ def methods(arguments: Namespace) -> int:
 
 def adapters_list(arguments: Namespace) -> int:
     """`peftseg adapters list`."""
-    from peftseg.library import list_adapters
+    from peftseg.library import OWN, list_adapters, shared_problems
 
     rows = list_adapters()
+    for problem in shared_problems():
+        print(f"Warning: {problem}", file=sys.stderr)
+    shared = any(row["source"] != OWN for row in rows)
     if arguments.json:
         print_json(rows)
     elif not rows:
         print("The library is empty.")
     else:
-        print(table(rows, ADAPTER_COLUMNS))
+        print(table(rows, ("source", *ADAPTER_COLUMNS) if shared else ADAPTER_COLUMNS))
     return 0
 
 
@@ -125,6 +137,29 @@ def adapters_remove(arguments: Namespace) -> int:
     from peftseg.library import remove_adapter
 
     return print_done("removed", remove_adapter(arguments.adapter), arguments.json)
+
+
+def adapters_rename(arguments: Namespace) -> int:
+    """`peftseg adapters rename NAME NEWNAME`."""
+    from peftseg.library import rename_adapter
+
+    return print_done("renamed", rename_adapter(arguments.adapter, arguments.new_name), arguments.json)
+
+
+def adapters_folders(arguments: Namespace) -> int:
+    """`peftseg adapters folders [--add DIR | --remove DIR]`."""
+    from peftseg.shared_folders import add_shared_folder, remove_shared_folder, shared_folders
+
+    if arguments.add:
+        add_shared_folder(arguments.add)
+    if arguments.remove:
+        remove_shared_folder(arguments.remove)
+    folders = [str(folder) for folder in shared_folders()]
+    if arguments.json:
+        print_json(folders)
+    else:
+        print("\n".join(folders) or "No shared folders.")
+    return 0
 
 
 def evaluate(arguments: Namespace) -> int:

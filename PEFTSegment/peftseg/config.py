@@ -20,6 +20,7 @@ from peftseg.strict_json import in_words, record_from
 from peftseg.study import SupportItem
 
 PROTOCOL = 1
+CPU_BUDGET_MINUTES = 30.0  # of an adaptation without GPU, where the user gives no time
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 ESTIMATES = ("none", "loo")
 FORMATS = ("nifti", "nrrd")
@@ -54,6 +55,8 @@ class AdaptJob:
         Value that takes the place of NaN and infinite voxels; None refuses such scans.
     precision : str
         "auto", "fp32", "bf16" or "fp16".
+    store : bool
+        Also put the adapter into the adapter library when it is finished.
     """
 
     model: str
@@ -70,6 +73,7 @@ class AdaptJob:
     estimate: str = "none"
     replace_nonfinite: float | None = None
     precision: str = "auto"
+    store: bool = False
 
     def __post_init__(self) -> None:
         _check_common(self)
@@ -112,15 +116,78 @@ class ApplyJob:
     def __post_init__(self) -> None:
         _check_common(self)
         _check_choice("format", self.format, FORMATS)
-        if (self.adapter is None) == (self.model is None):
-            raise BadInput(
-                f"An apply job takes an adapter or a model, got {self.adapter!r} and {self.model!r}.",
-                "Give one of them.",
-            )
+        _check_source(self, "An apply job")
         if not self.inputs:
             raise BadInput("No study to segment was given.", "Add a file, a folder or a DICOM series.")
         if self.overlap is not None and not 0 <= self.overlap < 1:
             raise BadInput(f"overlap is {self.overlap}; expected 0 to below 1.", "Try 0.5.")
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """Look at a support set before adapting: time and memory, what the base makes of it, and what is wrong with it.
+
+    Attributes
+    ----------
+    model, support, structures, method, options, seed, device, budget_minutes, epochs, estimate, replace_nonfinite, precision
+        As in `AdaptJob`: those of the adaptation that is meant.
+    match : bool
+        Also segment every scan with the base as it is, and compare that with the labels.
+    """
+
+    model: str
+    support: tuple[SupportItem, ...]
+    structures: tuple[Structure, ...]
+    method: str = AdaptJob.method
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+    budget_minutes: float | None = None
+    epochs: int | None = None
+    estimate: str = "none"
+    replace_nonfinite: float | None = None
+    precision: str = "auto"
+    match: bool = True
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_structures(self.structures)
+        _check_choice("estimate", self.estimate, ESTIMATES)
+        _check_amount(self)
+        if not self.support:
+            raise BadInput("There is no labelled scan to check.", "Add at least one labelled scan.")
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """Rank unlabelled scans by how much labelling them would help; an adapter or a model is given, one of the two.
+
+    Attributes
+    ----------
+    adapter : str or None
+        Adapter file, or a name in the adapter library.
+    model : str or None
+        Id of a model in the catalogue, or a MODELDIR.
+    inputs : tuple of str
+        The unlabelled scans: files, or DICOM series folders.
+    support : tuple of str
+        Images of the scans that are labelled already; may be empty.
+    """
+
+    adapter: str | None
+    model: str | None
+    inputs: tuple[str, ...]
+    support: tuple[str, ...] = ()
+    device: str = "auto"
+    seed: int = 0
+    replace_nonfinite: float | None = None
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_source(self, "A rank job")
+        if not self.inputs:
+            raise BadInput("No scan to rank was given.", "Add at least one unlabelled scan.")
 
 
 @dataclass(frozen=True)
@@ -184,12 +251,18 @@ class PretrainJob:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected three numbers above 0.", "Correct it.")
 
 
-Job = AdaptJob | ApplyJob | PretrainJob
-KINDS: dict[str, type] = {"adapt": AdaptJob, "apply": ApplyJob, "pretrain": PretrainJob}
+Job = AdaptJob | ApplyJob | PretrainJob | CheckJob | RankJob
+KINDS: dict[str, type] = {
+    "adapt": AdaptJob,
+    "apply": ApplyJob,
+    "pretrain": PretrainJob,
+    "check": CheckJob,
+    "rank": RankJob,
+}
 
 
 def kind_of(job: Job) -> str:
-    """The name of a job's kind: "adapt", "apply" or "pretrain"."""
+    """The name of a job's kind, one of `KINDS`."""
     return next(kind for kind, record in KINDS.items() if type(job) is record)
 
 
@@ -230,14 +303,16 @@ def from_json(text: str) -> Job:
 
 def with_absolute_paths(job: Job) -> Job:
     """The job with its paths made absolute from the current folder; a worker runs in its job's folder."""
-    changes: dict[str, Any] = {"out": _absolute(job.out)}
+    changes: dict[str, Any] = {"out": _absolute(job.out)} if getattr(job, "out", "") else {}
     for name in ("model", "adapter"):  # may also be names in the catalogue or the library
         value = getattr(job, name, None)
         if value and Path(value).exists():
             changes[name] = _absolute(value)
-    if isinstance(job, ApplyJob):
+    if isinstance(job, (ApplyJob, RankJob)):
         changes["inputs"] = tuple(_absolute(p) for p in job.inputs)
-    scans = {AdaptJob: "support", PretrainJob: "data"}.get(type(job))
+    if isinstance(job, RankJob):
+        changes["support"] = tuple(_absolute(p) for p in job.support)
+    scans = {AdaptJob: "support", CheckJob: "support", PretrainJob: "data"}.get(type(job))
     if scans:
         items = getattr(job, scans)
         changes[scans] = tuple(
@@ -260,10 +335,17 @@ def _check_common(job: Any) -> None:
     _check_choice("precision", job.precision, PRECISIONS)
     if not _DEVICE.fullmatch(job.device):
         raise BadInput(f"Unknown device '{job.device}'; valid: auto, cpu, cuda, cuda:n, mps.", "Choose a valid device.")
-    if not job.out:
+    if not getattr(job, "out", "nothing is written"):
         raise BadInput("The job does not say where to write its result.", "Give an output path.")
     if job.seed < 0:
         raise BadInput(f"seed is {job.seed}; expected 0 or more.", "Choose another seed.")
+
+
+def _check_source(job: Any, what: str) -> None:
+    if (job.adapter is None) == (job.model is None):
+        raise BadInput(
+            f"{what} takes an adapter or a model, got {job.adapter!r} and {job.model!r}.", "Give one of them."
+        )
 
 
 def _check_amount(job: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,9 @@ from peftseg.events import Reporter
 from peftseg.models import Preprocessing, Structure
 from peftseg.patches import Scan, make_scan
 from peftseg.preprocess import Prepared, prepare, prepare_mask
-from peftseg.study import LoadedScan, SupportItem, load_support_item
+from peftseg.study import LoadedScan, SupportItem, check_laterality, load_support_item
 
+ONE_SCAN = "Only one labelled scan: the adapter will know one patient; about five are advised."
 DEVICE_SHARE = 0.25  # of the device's free memory that the scans may take
 
 
@@ -30,6 +32,18 @@ def load_scans(
         loaded.append(load_support_item(item, structures, replace_nonfinite))
         reporter.progress("read", number, len(items))
     return loaded
+
+
+def scan_warnings(number: int, scan: LoadedScan) -> list[str]:
+    """What the user should know about a support scan, by its number (from 1 on), never by its file's name."""
+    texts = (*scan.notes, *check_laterality(scan.masks, scan.volume.grid))
+    return [about_scan(number, text, scan.volume.name) for text in texts]
+
+
+def about_scan(number: int, text: str, name: str) -> str:
+    """A sentence with "Scan <number>" in front, in place of the file name (with or without suffix) that it starts with."""
+    found = re.match(rf"{re.escape(name)}(\.\w+)*(?=[: ])", text)
+    return f"Scan {number}{text[found.end() :]}" if found else f"Scan {number}: {text}"
 
 
 def prepare_scans(

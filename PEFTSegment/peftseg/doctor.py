@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peftseg.errors import BadInput
+from peftseg.gpu import judge_cuda, nvidia_gpus
 from peftseg.models import catalogue
 from peftseg.paths import home, owner_only
 from peftseg.version import __version__
@@ -38,14 +39,22 @@ TORCH_PATIENCE_S = 120
 GIB = 1 << 30
 _PROBE = """
 import json, torch
+
+def free_and_total(i):
+    try:
+        return [round(n / 2**30, 1) for n in torch.cuda.mem_get_info(i)]
+    except RuntimeError:  # a GPU that this torch was not built for, or one that is full
+        return [None, round(torch.cuda.get_device_properties(i).total_memory / 2**30, 1)]
+
 print(json.dumps({
     "works": True,
     "version": torch.__version__,
     "threads": torch.get_num_threads(),
     "cuda_build": torch.version.cuda,
+    "arch_list": torch.cuda.get_arch_list(),
     "cuda": [
-        {"name": torch.cuda.get_device_name(i), "memory_gib": round(torch.cuda.mem_get_info(i)[1] / 2**30, 1),
-         "free_gib": round(torch.cuda.mem_get_info(i)[0] / 2**30, 1)}
+        {"name": torch.cuda.get_device_name(i), "capability": list(torch.cuda.get_device_capability(i)),
+         "memory_gib": free_and_total(i)[1], "free_gib": free_and_total(i)[0]}
         for i in range(torch.cuda.device_count())
     ],
     "mps": torch.backends.mps.is_available(),
@@ -54,7 +63,13 @@ print(json.dumps({
 
 
 def examine() -> dict[str, Any]:
-    """Facts about this environment as JSON data; nothing of the user's scans, adapters and jobs is in it."""
+    """Facts about this environment as JSON data; nothing of the user's scans, adapters and jobs is in it.
+
+    "nvidia" is what NVIDIA's own tool says, also where torch is missing; "cuda_usable" and "cuda_note" say whether torch can
+    use the first GPU, and what to do where it cannot. Memory and disk are in GiB.
+    """
+    torch, nvidia = _torch(), nvidia_gpus()
+    usable, note = judge_cuda(torch, nvidia)
     return {
         "peftseg": __version__,
         "python": platform.python_version(),
@@ -62,7 +77,10 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "torch": _torch(),
+        "torch": torch,
+        "nvidia": nvidia,
+        "cuda_usable": usable,
+        "cuda_note": note,
         "memory_gib": _memory(),
         "home": _home(),
         "models": {entry.id: entry.weights_path is not None for entry in catalogue().values()},
@@ -85,6 +103,11 @@ def report_text(facts: dict[str, Any]) -> str:
         lines.append(f"torch {torch['version']} works; {', '.join(gpus) or 'no GPU'}; {torch['threads']} threads")
     else:
         lines.append(f"torch does not work: {torch['error']}")
+    lines += [
+        f"NVIDIA driver {gpu['driver']}: {gpu['name']} ({gpu['free_gib']} of {gpu['memory_gib']} GiB free)"
+        for gpu in facts["nvidia"]
+    ]
+    lines += [facts["cuda_note"]] if facts["cuda_note"] else []
     here = [f"{name} ({'weights here' if found else 'weights not here'})" for name, found in facts["models"].items()]
     lines.append(f"Models: {', '.join(here) or 'none'}")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from peftseg.errors import BadInput, JobCancelled
 KINDS = ("queued", "started", "progress", "warning", "log", "finished", "failed", "cancelled")
 ENDINGS = ("finished", "failed", "cancelled")
 CANCEL, STOP_KEEP = "cancel", "stop_keep"  # what `control` may hold
+TAIL = 1 << 13  # bytes that are read first of the end of a log
 POLL_S = 0.1  # the control file is read at most this often
 
 Event = dict[str, Any]
@@ -39,7 +40,8 @@ class EventLog:
         self.path = path
         self._echo = echo
         _cut_half_line(path)
-        self.ended = path.is_file() and any(e["event"] in ENDINGS for e in read_events(path)[0])
+        last = last_event(path)
+        self.ended = last is not None and last["event"] in ENDINGS
 
     def append(self, kind: str, fields: dict[str, Any] | None = None) -> Event:
         """Write one event and return it; the kind must be one of `KINDS`, and nothing may follow an ending."""
@@ -96,6 +98,32 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     whole = data[: data.rfind(b"\n") + 1]
     lines = [line for line in whole.split(b"\n") if line.strip()]
     return [_parse(line) for line in lines], offset + len(whole)
+
+
+def last_event(path: Path) -> Event | None:
+    """The event in the last whole line of a log, or None; logs may be long, so the file is read from its end."""
+    try:
+        with open(path, "rb") as stream:
+            size, block = stream.seek(0, os.SEEK_END), TAIL
+            while True:
+                start = max(size - block, 0)
+                stream.seek(start)
+                lines = stream.read(size - start).rpartition(b"\n")[0].rstrip().split(b"\n")
+                if start == 0 or len(lines) > 1:  # the first line may lack its beginning, the last one does not
+                    return _parse(lines[-1]) if lines[-1].strip() else None
+                block *= 8
+    except FileNotFoundError:
+        return None
+
+
+def first_event(path: Path, kind: str) -> Event | None:
+    """The first event of a kind in a log, or None; nothing behind it is read."""
+    try:
+        with open(path, "rb") as stream:
+            events = (_parse(line) for line in stream if line.endswith(b"\n") and line.strip())
+            return next((event for event in events if event["event"] == kind), None)
+    except FileNotFoundError:
+        return None
 
 
 def _parse(line: bytes) -> Event:

@@ -1,15 +1,21 @@
-"""What a job folder says about its process and its ending. Torch-free, standard library only."""
+"""What a job folder says about its maker, its process and its ending. Torch-free, standard library only."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 from peftseg.errors import BadInput
-from peftseg.events import ENDINGS, Event, EventLog, read_events
+from peftseg.events import ENDINGS, Event, EventLog, first_event, last_event
 from peftseg.paths import remove_tree, write_text
 from peftseg.processes import kill_tree, start_time
+
+UNMARKED_S = 600.0  # a folder that does not say who makes it counts as left behind after this time
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def prepare_resume(jobdir: Path) -> None:
@@ -29,27 +35,46 @@ def prepare_resume(jobdir: Path) -> None:
 
 def record_process(jobdir: Path, pid: int) -> None:
     """Note which process runs a job, for later clients."""
-    write_text(jobdir / "process.json", json.dumps({"pid": pid, "start_time": start_time(pid)}))
+    _write_process(jobdir / "process.json", pid)
+
+
+def record_maker(jobdir: Path) -> None:
+    """Note that this process makes a job folder, so that its scans are deleted should it end before the job starts."""
+    _write_process(jobdir / "maker.json", os.getpid())
 
 
 def is_alive(jobdir: Path) -> bool:
     """Whether the process that was noted for a job still lives (and is not another one with its id)."""
-    record = process_record(Path(jobdir))
-    return bool(record and record["start_time"]) and start_time(record["pid"]) == record["start_time"]
+    return _lives(process_record(Path(jobdir)))
+
+
+def is_abandoned(jobdir: Path) -> bool:
+    """Whether the process that was making a job folder is gone; without a note of it, its age decides."""
+    maker = _read_process(jobdir / "maker.json")
+    if maker is not None:
+        return not _lives(maker)
+    return time.time() - jobdir.stat().st_mtime > UNMARKED_S
+
+
+def unwritten_folders(folder: Path) -> list[Path]:
+    """The job folders in `folder` that have no job.json (yet); other folders are none of ours."""
+    return [p for p in folder.iterdir() if _ID.fullmatch(p.name) and p.is_dir() and not (p / "job.json").is_file()]
 
 
 def ending_of(jobdir: Path) -> Event | None:
-    """The ending event of a job, or None."""
-    events, _ = read_events(Path(jobdir) / "events.jsonl")
-    return next((e for e in events if e["event"] in ENDINGS), None)
+    """The ending event of a job, or None; only the end of the log is read, for nothing follows an ending."""
+    event = last_event(Path(jobdir) / "events.jsonl")
+    return event if event is not None and event["event"] in ENDINGS else None
+
+
+def has_started(jobdir: Path) -> bool:
+    """Whether a worker has begun with the job, after a wait for its device perhaps."""
+    return first_event(Path(jobdir) / "events.jsonl", "started") is not None
 
 
 def process_record(jobdir: Path) -> dict[str, Any] | None:
     """Process id and start time of the process that was noted for a job."""
-    try:
-        return json.loads((jobdir / "process.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+    return _read_process(jobdir / "process.json")
 
 
 def was_launched(jobdir: Path) -> bool:
@@ -71,3 +96,18 @@ def end_job(jobdir: Path, kind: str, fields: dict[str, Any]) -> None:
     log = EventLog(jobdir / "events.jsonl")
     if not log.ended:
         log.append(kind, fields)
+
+
+def _write_process(file: Path, pid: int) -> None:
+    write_text(file, json.dumps({"pid": pid, "start_time": start_time(pid)}))
+
+
+def _read_process(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _lives(record: dict[str, Any] | None) -> bool:
+    return bool(record and record["start_time"]) and start_time(record["pid"]) == record["start_time"]

@@ -5,6 +5,7 @@ A job is a folder and a detached process; see Docs/job-protocol.md. Nothing here
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from peftseg import config
-from peftseg.errors import BadInput, PeftsegError, unknown_name
-from peftseg.events import CANCEL, ENDINGS, STOP_KEEP, Event, EventLog, read_control, read_events
+from peftseg.errors import BadInput, unknown_name
+from peftseg.events import CANCEL, ENDINGS, STOP_KEEP, Event, EventLog, plain, read_control, read_events
 from peftseg.job_folder import (
     end_job,
     ending_of,
+    has_started,
+    is_abandoned,
     is_alive,
     kill_job,
     prepare_resume,
     process_record,
+    record_maker,
     record_process,
+    unwritten_folders,
     was_launched,
 )
 from peftseg.locks import FileLock
@@ -34,14 +39,50 @@ WORKER = ("-m", "peftseg", "worker")
 MODULE_FOLDER = Path(__file__).resolve().parents[1]
 FOREIGN_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 KILLED = (-9, 9, 137)  # signal 9, as Popen, a launcher that passes it on, and a shell say it
+JOB_FILE, NOTE_FILE = "job.json", "client.json"
 LOG_TAIL = 2000  # characters of worker.log in a `failed` event
 
 
 def create_job(job: config.Job) -> Path:
     """Write a job folder with an opaque id under `jobs_dir()`, and return it; relative paths are made absolute."""
-    jobdir = owner_only(jobs_dir() / uuid.uuid4().hex)
-    write_text(jobdir / "job.json", config.to_json(config.with_absolute_paths(job)))
+    text = config.to_json(config.with_absolute_paths(job))  # a job that cannot be written leaves no folder
+    jobdir = new_folder()
+    write_text(jobdir / JOB_FILE, text)
     return jobdir
+
+
+def new_folder() -> Path:
+    """An empty job folder with an opaque id under `jobs_dir()`, for its owner only, with `scratch/` in it.
+
+    For clients that export scans into `scratch/` before they can say what the job is; `write_job` makes it a job. When
+    this process ends before that, `delete_scratch` deletes the folder.
+    """
+    jobdir = owner_only(jobs_dir() / uuid.uuid4().hex)
+    record_maker(jobdir)
+    owner_only(jobdir / "scratch")
+    return jobdir
+
+
+def write_job(folder: Path, job: config.Job) -> None:
+    """Write `job.json` into a folder of `new_folder`; relative paths are made absolute. Refused once it was started."""
+    folder = Path(folder)
+    if was_launched(folder):
+        raise BadInput(f"Job {folder.name} was started already.", "Create a new job.")
+    write_text(folder / JOB_FILE, config.to_json(config.with_absolute_paths(job)))
+
+
+def write_client_note(folder: Path, note: dict[str, Any]) -> None:
+    """Keep facts of the client with a job (what it is for), for later clients; the engine does not read them."""
+    write_text(Path(folder) / NOTE_FILE, json.dumps(plain(note), indent=1, ensure_ascii=False))
+
+
+def read_client_note(folder: Path) -> dict[str, Any]:
+    """What `write_client_note` wrote; {} where there is nothing, or nothing that can be read."""
+    try:
+        note = json.loads((Path(folder) / NOTE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def start(jobdir: Path, python: str = sys.executable, command: tuple[str, ...] = WORKER) -> JobHandle:
@@ -73,9 +114,12 @@ def resume(jobdir: Path, python: str = sys.executable, command: tuple[str, ...] 
 def attach(jobdir: Path) -> JobHandle:
     """A handle to a job that another process, or this one, started earlier; its events are read from the first on."""
     jobdir = Path(jobdir).absolute()
-    if not (jobdir / "job.json").is_file():
+    if not (jobdir / JOB_FILE).is_file():
         raise BadInput(f"{jobdir} is not a job folder: it has no job.json.", "See `peftseg jobs list`.")
     return JobHandle(jobdir, None, sys.executable, WORKER)
+
+
+_released: list[subprocess.Popen] = []  # kept, because Python warns of a child process that is forgotten while it runs
 
 
 class JobHandle:
@@ -140,6 +184,13 @@ class JobHandle:
         if self.ending is None and self._kill_at is None:
             write_text(self.jobdir / "control", STOP_KEEP)
 
+    def release(self) -> None:
+        """Let the worker go on without this handle: its client closes. Another client may `attach`."""
+        if self._process is not None and self._process.poll() is None:
+            _released[:] = [process for process in _released if process.poll() is None]
+            _released.append(self._process)
+        self._process = None
+
     def wait(self, timeout_s: float | None = None) -> Event:
         """Poll until the job and its process have ended; returns the ending event, TimeoutError after `timeout_s`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -160,8 +211,8 @@ class JobHandle:
         return events
 
     def _lives(self) -> bool:
-        if self._process is not None and self._process.poll() is not None:
-            return False
+        if self._process is not None:  # only a process whose exit is known has ended: its last threads may be dying
+            return self._process.poll() is None
         return is_alive(self.jobdir)
 
     def _settle(self) -> None:
@@ -191,11 +242,12 @@ class JobHandle:
 
 
 def list_jobs() -> list[dict[str, Any]]:
-    """All jobs of this user, oldest first: id, kind, name, state, alive, resumable, created (seconds), folder.
+    """All jobs of this user, oldest first: id, kind, name, state, alive, resumable, created (seconds), folder, note.
 
-    A job whose worker is gone without an ending event is listed as "failed"; nothing is changed.
+    A job whose worker is gone without an ending event is listed as "failed"; nothing is changed. Of the event logs, only
+    the last line of ended jobs is read. "note" is the client's, see `read_client_note`.
     """
-    folders = [p.parent for p in jobs_dir().glob("*/job.json")]
+    folders = [p.parent for p in jobs_dir().glob(f"*/{JOB_FILE}")]
     return sorted((_summary(folder) for folder in folders), key=lambda job: job["created"])
 
 
@@ -218,11 +270,24 @@ def clean_up(jobdir: Path) -> None:
 
 
 def delete_scratch() -> None:
-    """Delete exported scans and caches of all jobs that run no more; called whenever the program starts."""
+    """Delete exported scans and caches of all jobs that run no more; called whenever the program starts.
+
+    Also of those that were never written or never started, and whose maker is gone: a folder without a job is deleted, a
+    job whose scans wait in vain is ended as cancelled.
+    """
+    for folder in unwritten_folders(jobs_dir()):
+        with contextlib.suppress(FileNotFoundError):  # another program deletes at the same time
+            if is_abandoned(folder):
+                remove_tree(folder)
     for job in list_jobs():
-        scratch = Path(job["folder"]) / "scratch"
-        if not job["alive"] and job["state"] != "created" and scratch.is_dir():
+        folder = Path(job["folder"])
+        scratch = folder / "scratch"
+        if job["alive"] or not scratch.is_dir():
+            continue
+        if job["state"] != "created":
             remove_tree(scratch)
+        elif any(scratch.iterdir()) and is_abandoned(folder):
+            end_job(folder, "cancelled", {"message": "The program that made the job ended before the job was started."})
 
 
 def worker_environment(python: str) -> dict[str, str]:
@@ -242,7 +307,8 @@ def _launch(jobdir: Path, python: str, command: tuple[str, ...]) -> subprocess.P
     """Start the worker in a session of its own; its output goes to worker.log, unbuffered, with crash reports."""
     options: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
-        options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+        # Not DETACHED_PROCESS: Slicer's Python is a launcher, whose child would open a console window of its own.
+        options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     arguments = [python, "-u", "-X", "faulthandler", *command, str(jobdir)]
     try:
         with open(jobdir / "worker.log", "ab") as log:
@@ -283,22 +349,10 @@ def _exit_name(code: int) -> str:
 
 
 def _summary(jobdir: Path) -> dict[str, Any]:
-    created = (jobdir / "job.json").stat().st_mtime
-    try:
-        job = config.from_json((jobdir / "job.json").read_text(encoding="utf-8"))
-        kind, name = config.kind_of(job), getattr(job, "name", "") or Path(job.out).name
-    except PeftsegError:  # of another version: still listed, so that it can be cleaned up
-        kind, name = "unknown", ""
-    alive, ending = is_alive(jobdir), ending_of(jobdir)
-    if ending is not None:
-        state = ending["event"]
-    elif not was_launched(jobdir):
-        state = "created"
-    elif alive:
-        events, _ = read_events(jobdir / "events.jsonl")
-        state = "running" if any(e["event"] == "started" for e in events) else "queued"
-    else:
-        state = "failed"
+    created = (jobdir / JOB_FILE).stat().st_mtime
+    kind, name = _kind_and_name(jobdir)
+    alive = is_alive(jobdir)
+    state = _state(jobdir, alive)
     return {
         "id": jobdir.name,
         "kind": kind,
@@ -308,4 +362,26 @@ def _summary(jobdir: Path) -> dict[str, Any]:
         "resumable": not alive and state in ("failed", "cancelled") and (jobdir / "checkpoint.safetensors").is_file(),
         "created": created,
         "folder": str(jobdir),
+        "note": read_client_note(jobdir),
     }
+
+
+def _kind_and_name(jobdir: Path) -> tuple[str, str]:
+    """Read without the checks of `config.from_json`: these take time, and jobs of other versions are listed too."""
+    try:
+        record = json.loads((jobdir / JOB_FILE).read_text(encoding="utf-8"))
+        kind, name, out = (str(record.get(field) or "") for field in ("kind", "name", "out"))
+    except (ValueError, AttributeError):
+        return "unknown", ""
+    return kind if kind in config.KINDS else "unknown", name or Path(out).name
+
+
+def _state(jobdir: Path, alive: bool) -> str:
+    ending = ending_of(jobdir)
+    if ending is not None:
+        return ending["event"]
+    if not was_launched(jobdir):
+        return "created"
+    if not alive:
+        return "failed"
+    return "running" if has_started(jobdir) else "queued"

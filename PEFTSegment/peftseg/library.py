@@ -1,53 +1,95 @@
-"""The adapter library: the folder `adapters` in PEFTSegment's home, one file an adapter. Torch-free.
+"""The adapter library: the folder `adapters` in PEFTSegment's home, one file an adapter, and shared folders beside it.
 
-The files themselves are the only truth: there is no index that could disagree with them. Each look reads and checks
-all of them, so a damaged file is listed with its problem instead of being used.
+The files themselves are the only truth: there is no index that could disagree with them, so a damaged file is listed with
+its problem instead of being used. Shared folders are read only. Torch-free.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from peftseg.adapter_file import Recipe, read_adapter_info, recipe_to_dict
+from peftseg.adapter_file import check_name, read_adapter_info, recipe_to_dict, renamed
 from peftseg.errors import BadInput, unknown_name
-from peftseg.paths import adapters_dir, atomic_write
+from peftseg.library_rows import SUFFIX, Row, ref_of, row_of, rows_of
+from peftseg.locks import FileLock
+from peftseg.paths import adapters_dir, atomic_write, locks_dir
+from peftseg.shared_folders import add_shared_folder, remove_shared_folder, shared_folders, shared_problems
 
-SUFFIX = ".safetensors"
+__all__ = [
+    "add_shared_folder",
+    "export_adapter",
+    "find_adapter",
+    "import_adapter",
+    "list_adapters",
+    "next_version",
+    "remove_adapter",
+    "remove_shared_folder",
+    "rename_adapter",
+    "shared_folders",
+    "shared_problems",
+    "show_adapter",
+    "store",
+    "store_next",
+]
+
+OWN = "own"
 SHORTEST_HASH = 6
-Row = dict[str, Any]
+LOCK_PATIENCE_S = 60.0
 
 
-def list_adapters() -> list[Row]:
-    """All adapters of the library, by name and version.
+def list_adapters(check: bool = True) -> list[Row]:
+    """All adapters of the own library and the shared folders, by name and version.
+
+    Parameters
+    ----------
+    check : bool
+        Check every byte of every file that is new or changed since this process checked it; about 1 s for 1 GB. False
+        reads headers only, for lists that must come at once: the check then is left to the use.
 
     Returns
     -------
     list of dict
-        "ref" (name-vN), "name", "version", "hash", "path", "method", "base_id", "structures" (names), "shots" and
-        "problem" (None, or why the file cannot be used; then only ref, name and path are filled, by the file's name).
+        "ref" (name-vN), "name", "version", "hash", "path", "method", "base_id", "structures" (names), "shots",
+        "earlier_hashes" (those under earlier names), "source" ("own", or the shared folder), "writable" (can be renamed and
+        removed), "checked" (every byte was) and "problem": None, or why the file cannot be used; then the reference and
+        the name are the file's, and nothing else of the adapter is known. Of equal references the own adapter is listed,
+        or else the first shared folder's; what cannot be listed at all, `shared_problems` tells.
     """
-    files = sorted(p for p in adapters_dir().glob(f"*{SUFFIX}") if not p.name.startswith("."))
-    return sorted((_row(path) for path in files), key=lambda row: (row["name"], row["version"] or 0))
+    rows = _own_rows(check)
+    for folder in shared_folders():
+        taken = {row["ref"] for row in rows}
+        with contextlib.suppress(OSError):  # told by `shared_problems`
+            found = rows_of(folder, check)
+            rows += [{**row, "source": str(folder), "writable": False} for row in found if row["ref"] not in taken]
+    return sorted(rows, key=lambda row: (row["name"], row["version"] or 0))
 
 
 def show_adapter(ref: str | Path) -> Row:
-    """The whole recipe of one adapter as plain data, with "ref", "hash", "path" and "size_bytes"."""
+    """The whole recipe of one adapter as plain data, with "ref", "hash", "path", "source", "writable", "size_bytes".
+
+    "source" is "" for a file that is in no library.
+    """
     path = find_adapter(ref)
     recipe, digest = read_adapter_info(path)
-    facts = {"ref": _ref(recipe), "hash": digest, "path": str(path), "size_bytes": path.stat().st_size}
-    return {**facts, **recipe_to_dict(recipe)}
+    folder = path.absolute().parent
+    source = OWN if folder == adapters_dir() else str(folder) if folder in shared_folders() else ""
+    facts = {"ref": ref_of(recipe), "hash": digest, "path": str(path), "size_bytes": path.stat().st_size}
+    return {**facts, "source": source, "writable": source == OWN, **recipe_to_dict(recipe)}
 
 
 def find_adapter(ref: str | Path) -> Path:
-    """The file that a reference means.
+    """The file that a reference means; its bytes are not checked here, but whenever it is loaded.
 
     Parameters
     ----------
     ref : str or Path
         A file; or, of an adapter in the library, its name (the newest version), name-vN, or the first 6 or more digits
-        of its hash.
+        of its hash, also of one that it had under an earlier name.
 
     Raises
     ------
@@ -77,22 +119,27 @@ def store(path: str | Path) -> Path:
     BadInput
         The file is damaged or no adapter, or the library has another adapter of this name and version.
     """
-    recipe, digest = read_adapter_info(path)
-    target = adapters_dir() / _file_name(recipe)
-    rows = list_adapters()
-    same = [row for row in rows if row["hash"] == digest]
-    if same:
-        return Path(same[0]["path"])
-    taken = [row for row in rows if row["ref"] == _ref(recipe) or Path(row["path"]) == target]
-    if taken:
-        raise BadInput(
-            f"The library has another adapter '{taken[0]['ref']}'; {Path(path).name} is not the same (hash "
-            f"{digest[:12]} against {(taken[0]['hash'] or 'damaged')[:12]}).",
-            f'Export that one if you need it and remove it (peftseg adapters remove "{taken[0]["ref"]}"), then import '
-            "again; or adapt again under another name.",
-        )
-    _copy(Path(path), target, digest)
-    return target
+    with _locked():
+        return _store(Path(path))
+
+
+def store_next(name: str, write: Callable[[int], Path]) -> Path:
+    """Write an adapter as the next version of its name and copy it into the library.
+
+    No other process can take that version meanwhile, so that two jobs of one name both come in.
+
+    Parameters
+    ----------
+    write : callable
+        Gets the version; writes the adapter's file and returns its path.
+
+    Returns
+    -------
+    Path
+        The library's file.
+    """
+    with _locked():
+        return _store(write(next_version(name)))
 
 
 def import_adapter(path: str | Path) -> Path:
@@ -111,7 +158,7 @@ def export_adapter(ref: str | Path, path: str | Path) -> Path:
     source = find_adapter(ref)
     recipe, digest = read_adapter_info(source)
     target = Path(path)
-    target = target / _file_name(recipe) if target.is_dir() else target
+    target = target / _file_name(recipe.name, recipe.version) if target.is_dir() else target
     if target.suffix != SUFFIX:
         raise BadInput(f"The file name '{target.name}' does not end in {SUFFIX}.", "Give such a name, or a folder.")
     if target.exists():
@@ -120,67 +167,137 @@ def export_adapter(ref: str | Path, path: str | Path) -> Path:
     return target
 
 
-def remove_adapter(ref: str) -> Path:
-    """Delete one adapter of the library, also a damaged one (by its file's name without suffix).
+def rename_adapter(ref: str, new_name: str) -> Path:
+    """Give an adapter of the own library another name, as that name's next version.
+
+    The name is part of what the hash seals, so the adapter gets a new file with a new hash, and the old file goes; the new
+    one's record lists the earlier hashes, by which it is still found (Docs/decisions/adapter-rename.md).
+
+    Returns
+    -------
+    Path
+        The new file.
 
     Raises
     ------
     BadInput
-        Unknown reference, or a name with several versions: say which.
+        Unknown reference, a name with several versions, a shared or damaged adapter, or a name that is not valid.
     """
-    matches = _matching(ref)
-    if len(matches) > 1:
-        raise _ambiguous(ref, matches)
-    path = Path(matches[0]["path"])
-    try:
-        path.unlink()
-    except OSError as error:
-        raise BadInput(f"{path} cannot be removed: {error.strerror}.", "Close the programs that use it.") from error
+    row = _own_one(ref, "renamed")
+    check_name(new_name)
+    if new_name == row["name"]:
+        raise BadInput(f"The adapter {row['ref']} has the name '{new_name}' already.", "Choose another name.")
+    path = Path(row["path"])
+    with _locked():
+        version = next_version(new_name)
+        content, _ = renamed(path, new_name, version)
+        target = adapters_dir() / _file_name(new_name, version)
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(content)
+        try:
+            _delete(path)
+        except BadInput:
+            target.unlink()  # else the adapter would be there twice
+            raise
+    return target
+
+
+def remove_adapter(ref: str) -> Path:
+    """Delete one adapter of the own library, also a damaged one (by its file's name without suffix).
+
+    Raises
+    ------
+    BadInput
+        Unknown reference, a name with several versions (say which), or an adapter in a shared folder.
+    """
+    path = Path(_own_one(ref, "removed")["path"])
+    _delete(path)
     return path
 
 
 def next_version(name: str) -> int:
-    """The version that the next adapter of this name gets: one more than the library's newest, or 1.
+    """The version that the next adapter of this name gets: one more than the newest, shared ones counted in, or 1.
 
-    A damaged file keeps its number, so that nothing new is stored under the name of something lost.
+    A damaged file keeps its number, so that nothing new is stored under the name of something lost; so does the file of
+    another name that differs only in letters that file names do not keep apart.
     """
+    like = re.compile(re.escape(_safe(name)) + r"-v(\d+)", re.IGNORECASE)
     versions = [0]
-    for row in list_adapters():
+    for row in list_adapters(check=False):
         if row["name"] == name:
             versions.append(row["version"] or 0)
-        elif row["problem"] is not None and (number := re.fullmatch(re.escape(_safe(name)) + r"-v(\d+)", row["ref"])):
+        if number := like.fullmatch(Path(row["path"]).stem):
             versions.append(int(number[1]))
     return max(versions) + 1
 
 
-def _row(path: Path) -> Row:
+def _own_rows(check: bool) -> list[Row]:
+    return [{**row, "source": OWN, "writable": True} for row in rows_of(adapters_dir(), check)]
+
+
+def _store(path: Path) -> Path:
+    recipe, digest = read_adapter_info(path)
+    target = adapters_dir() / _file_name(recipe.name, recipe.version)
+    found = [row_of(Path(row["path"]), check=row["hash"] == digest) or row for row in _own_rows(check=False)]
+    same = [row for row in found if row["hash"] == digest]
+    if same:
+        return Path(same[0]["path"])
+    taken = [row for row in found if row["ref"] == ref_of(recipe) or Path(row["path"]) == target]
+    if taken or target.exists():  # the latter alone where file names do not tell "Liver" from "liver"
+        ref, other = (taken[0]["ref"], taken[0]["hash"]) if taken else (target.stem, None)
+        raise BadInput(
+            f"The library has another adapter '{ref}'; {path.name} is not the same (hash {digest[:12]} against "
+            f"{(other or 'damaged')[:12]}).",
+            f'Export that one if you need it and remove it (peftseg adapters remove "{ref}"), then import again; or adapt '
+            "again under another name.",
+        )
+    _copy(path, target, digest)
+    return target
+
+
+def _own_one(ref: str, done: str) -> Row:
+    """The row of one adapter that may be changed."""
+    matches = _matching(ref)
+    if len(matches) > 1:
+        raise _ambiguous(ref, matches)
+    if not matches[0]["writable"]:
+        raise BadInput(
+            f"The adapter {matches[0]['ref']} lies in the shared folder {matches[0]['source']}; it cannot be {done} here.",
+            "Ask the owner of the folder; or import the adapter into your own library first.",
+        )
+    return matches[0]
+
+
+def _delete(path: Path) -> None:
     try:
-        recipe, digest = read_adapter_info(path)
-    except BadInput as error:
-        empty = dict.fromkeys(("version", "hash", "method", "base_id", "structures", "shots"))
-        return {"ref": path.stem, "name": path.stem, "path": str(path), **empty, "problem": str(error)}
-    return {
-        "ref": _ref(recipe),
-        "name": recipe.name,
-        "path": str(path),
-        "version": recipe.version,
-        "hash": digest,
-        "method": recipe.method,
-        "base_id": recipe.base_id,
-        "structures": [s.name for s in recipe.structures],
-        "shots": recipe.record.get("shots"),
-        "problem": None,
-    }
+        path.unlink()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be removed: {error.strerror}.", "Close the programs that use it.") from error
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """Hold the library against other processes that choose versions; its readers need no lock."""
+    lock = FileLock(locks_dir() / "library.lock")
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    try:
+        while not lock.acquire(f"process {os.getpid()}"):
+            if time.monotonic() > deadline:
+                raise BadInput(f"The adapter library is in use by {lock.holder()}.", "Try again in a minute.")
+            time.sleep(0.05)
+        yield
+    finally:
+        lock.release()
 
 
 def _matching(ref: str) -> list[Row]:
     """Rows that a reference means, by name-vN before name before hash, each by version."""
-    rows = list_adapters()
+    rows = list_adapters(check=False)
     by_hash = len(ref) >= SHORTEST_HASH and re.fullmatch(r"[0-9a-f]+", ref) is not None
     tests = (
         lambda row: row["ref"] == ref,
         lambda row: row["name"] == ref,
-        lambda row: by_hash and row["hash"] is not None and row["hash"].startswith(ref),
+        lambda row: by_hash and any((h or "").startswith(ref) for h in (row["hash"], *row["earlier_hashes"])),
     )
     for test in tests:
         found = [row for row in rows if test(row)]
@@ -194,13 +311,9 @@ def _ambiguous(ref: str | Path, matches: list[Row]) -> BadInput:
     return BadInput(f"'{ref}' means {len(matches)} adapters: {options}.", "Give one of these.")
 
 
-def _ref(recipe: Recipe) -> str:
-    return f"{recipe.name}-v{recipe.version}"
-
-
-def _file_name(recipe: Recipe) -> str:
+def _file_name(name: str, version: int) -> str:
     """`<name>-v<version>.safetensors`."""
-    return f"{_safe(recipe.name)}-v{recipe.version}{SUFFIX}"
+    return f"{_safe(name)}-v{version}{SUFFIX}"
 
 
 def _safe(name: str) -> str:

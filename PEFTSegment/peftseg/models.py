@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peftseg.errors import BadInput, unknown_name
+from peftseg.model_choice import guess_modality, rank_models  # noqa: F401  (offered to clients here, too)
 from peftseg.paths import home, models_dir, write_text
 
 MODEL_FORMAT = 1

@@ -10,6 +10,7 @@ import copy
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,20 +18,23 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from peftseg.adapters.features import POOL, FeatureCache
 from peftseg.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from peftseg.device import activation_checkpointing, autocast, is_out_of_memory, release_memory
+from peftseg.device import activation_checkpointing, autocast, free_memory, is_out_of_memory, release_memory
 from peftseg.errors import OutOfMemory, TrainingFailed
 from peftseg.events import Reporter
-from peftseg.losses import sigmoid_loss, softmax_loss
+from peftseg.losses import Match, sigmoid_loss, softmax_loss
 from peftseg.patches import Augmentation, Scan, rng_for, sample_batch
 
 SMOOTHING_EPOCHS = 10
+MATCH_SHARE = 0.2  # of the newest epoch in the running match: it forgets within about ten epochs, as the loss does
 FIRST_STOP_TEST = 32
 STOP_PERIOD = 20
 STOP_IMPROVEMENT = 0.01
 CHECKPOINT_EVERY_S = 20.0
 TIMED_EPOCHS = 5
 LATE, EARLY = 1.15, 0.7  # expected share of the budget at which the number of epochs is planned anew
+FEATURES_SHARE = 0.25  # of the free memory, for features that are computed once
 OVERRUN = 1.25  # share of the budget at which training ends whatever the plan
 
 
@@ -76,7 +80,7 @@ class Schedule:
 
 @dataclass
 class History:
-    """What happened: losses and facts by epoch, and the retries that were needed."""
+    """What happened: losses and facts by epoch, the running match to the labels, and the retries that were needed."""
 
     losses: list[float] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
@@ -88,6 +92,15 @@ class History:
     planned: int = 0
     anchor: list[float] = field(default_factory=lambda: [0.0, 0.0])
     epoch_seconds: list[float] = field(default_factory=list)
+    match: list[float | None] = field(default_factory=list)
+
+    def add_match(self, dices: list[float | None]) -> None:
+        """Take an epoch's Dice of each structure into the running mean; None leaves a structure's as it is."""
+        before = self.match or [None] * len(dices)
+        self.match = [
+            old if new is None else new if old is None else old + MATCH_SHARE * (new - old)
+            for old, new in zip(before, dices, strict=True)
+        ]
 
     def share(self, epoch: float) -> float:
         """Share of the schedule that is done at an epoch: linear from the last change of plan on."""
@@ -104,6 +117,7 @@ class Trainable(Protocol):
     """What the loop needs of a thing that is trained: `adapters.base.Attached`, or a whole network in pre-training."""
 
     network: nn.Module
+    frozen_until: str  # name of the module before which nothing trains, or ""
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that training changes."""
@@ -115,6 +129,18 @@ class Trainable(Protocol):
 
     def after_step(self, lr: float, progress: float) -> None:
         """Called after each optimiser step with the adapter's learning rate and the share of planned steps done."""
+        ...
+
+    def penalty(self) -> torch.Tensor | None:
+        """Added to the loss of each step, or None."""
+        ...
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """What is remembered from step to step beside the state."""
+        ...
+
+    def load_memory(self, memory: dict[str, torch.Tensor]) -> None:
+        """Inverse of `memory`; an empty one starts anew."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -172,6 +198,7 @@ def fit(
     activation: str,
     reporter: Reporter,
     deadline_s: float | None = None,
+    structures: Sequence[str] = (),
 ) -> History:
     """Train in place; at the end the trainable holds its best state by smoothed training loss.
 
@@ -184,12 +211,14 @@ def fit(
         "softmax" or "sigmoid".
     deadline_s : float, optional
         Stop after this many seconds of training, at the end of an epoch; the schedule is not changed by it.
+    structures : sequence of str
+        Names in the order of the head's rows, for the "match" of the progress events; without them there is none.
 
     Raises
     ------
     JobCancelled, OutOfMemory, TrainingFailed
     """
-    loop = _Loop(trainable, groups, scans, schedule, activation, reporter)
+    loop = _Loop(trainable, groups, scans, schedule, activation, reporter, structures)
     loop.resume()
     reporter.progress("train", loop.epoch, loop.history.planned)
     started = time.monotonic() - loop.history.seconds
@@ -217,32 +246,6 @@ def _reason_to_stop(history: History, schedule: Schedule, reporter: Reporter, de
     return ""
 
 
-class Match:
-    """Match to the user's own labels in the patches of an epoch: hard Dice of each structure. It is no accuracy."""
-
-    def __init__(self) -> None:
-        self.counts: torch.Tensor | None = None
-
-    def add(self, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """Count one batch: logits (B, R, *spatial), target (B, 1, *spatial) class indices or (B, C, *spatial) 0 and 1."""
-        if target.shape[1] == 1 and logits.shape[1] > 1:
-            predicted, n = logits.argmax(1), logits.shape[1]
-            pairs = torch.bincount((predicted * n + target[:, 0].long()).flatten(), minlength=n * n).view(n, n)
-            found = torch.stack([pairs.diagonal(), pairs.sum(0) + pairs.sum(1)])[:, 1:]
-        else:
-            predicted, truth = logits > 0, target > 0
-            axes = (0, *range(2, logits.ndim))
-            found = torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)])
-        self.counts = found if self.counts is None else self.counts + found
-
-    def dice(self) -> list[float | None]:
-        """Dice of each structure, None for one that did not occur."""
-        if self.counts is None:
-            return []
-        overlap, total = self.counts.cpu().double()
-        return [round(float(2 * o / t), 4) if t > 0 else None for o, t in zip(overlap, total, strict=True)]
-
-
 class _Loop:
     """State of one run of `fit`: everything here is in the checkpoint."""
 
@@ -254,8 +257,10 @@ class _Loop:
         schedule: Schedule,
         activation: str,
         reporter: Reporter,
+        structures: Sequence[str] = (),
     ) -> None:
         self.trainable, self.scans, self.schedule, self.reporter = trainable, scans, schedule, reporter
+        self.structures = tuple(structures)
         self.loss = softmax_loss if activation == "softmax" else sigmoid_loss
         self.peaks = [group["lr"] for group in groups]
         self.optimiser = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0)
@@ -268,6 +273,7 @@ class _Loop:
         self.best = _copy(trainable.state())
         self.best_loss = math.inf
         self.match = Match()
+        self.features = _feature_cache(trainable, self.device, reporter)
         self.last_saved = time.monotonic()
         self.good = self._snapshot()
 
@@ -299,6 +305,7 @@ class _Loop:
             self.history.retries.append("loss not finite")
             self.reporter.warning("The loss was not finite: back to the last good state, a tenth of the learning rate.")
         self.history.losses.append(total)
+        self.history.add_match(self.match.dice())
         self.history.facts.append(self.trainable.facts())
         mean = smoothed(self.history.losses)
         if mean <= self.best_loss:
@@ -308,7 +315,8 @@ class _Loop:
         self.good = self._snapshot()
 
     def _try_epoch(self) -> float:
-        steps = epoch_steps(len(self.scans), self.epoch, self.schedule)
+        sampled = self.epoch if self.features is None else self.epoch % POOL
+        steps = epoch_steps(len(self.scans), sampled, self.schedule)
         share = self.history.share(self.epoch)
         factor = cosine_factor(self.epoch, share, self.schedule.warmup_epochs) * self.history.rate_factor
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
@@ -338,6 +346,8 @@ class _Loop:
             self._shrink()
 
     def _shrink(self) -> None:
+        if self.features is not None:
+            self.features.stop()
         release_memory()
         if self.micro_batch > 1 and "smaller patch batch" not in self.history.retries:
             self.micro_batch = max(1, self.micro_batch // 2)
@@ -363,6 +373,9 @@ class _Loop:
                 return math.nan
             self.scaler.scale(loss).backward()
             value += float(loss.detach())
+        penalty = self.trainable.penalty()
+        if penalty is not None:
+            self.scaler.scale(penalty).backward()
         self.scaler.unscale_(self.optimiser)
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm)
@@ -373,15 +386,25 @@ class _Loop:
         return value
 
     def _forward(self, keys: list[tuple[int, int, int]]) -> torch.Tensor:
-        schedule = self.schedule
-        batch = sample_batch(self.scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
-        image, target, known = (part.to(self.device, non_blocking=True) for part in batch)
-        with autocast(self.device, schedule.precision), _recomputing(self.trainable.network, self.checkpointing):
-            logits = self.trainable.network(image)
-        self.match.add(logits.detach(), target)
+        logits, target, known = self._logits(keys)
+        self.match.add(logits.detach(), target, known)
         if self.loss is softmax_loss:
             return softmax_loss(logits, target[:, 0], known)
         return sigmoid_loss(logits, target, known)
+
+    def _logits(self, keys: list[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The network's output for patches, and their truth."""
+        schedule, features = self.schedule, self.features
+        kept = None if features is None else features.get(tuple(keys))
+        if kept is not None:
+            with autocast(self.device, schedule.precision):
+                return features.logits(kept), kept.target, kept.known
+        batch = sample_batch(self.scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
+        image, target, known = (part.to(self.device, non_blocking=True) for part in batch)
+        with autocast(self.device, schedule.precision), _recomputing(self.trainable.network, self.checkpointing):
+            if features is None:
+                return self.trainable.network(image), target, known
+            return features.run(tuple(keys), image, target, known), target, known
 
     def keep_to_budget(self) -> None:
         """Plan the number of epochs anew where epochs take much longer or shorter than expected."""
@@ -400,9 +423,15 @@ class _Loop:
             None if self.history.stopped else left,
             loss=self.history.losses[-1],
             smoothed_loss=smoothed(self.history.losses),
-            match=self.match.dice(),
+            match=self._match(),
+            best_epoch=self.history.best_epoch + 1,
+            **_mean_rank(self.history.facts[-1]),
             **self.history.facts[-1],
         )
+
+    def _match(self) -> dict[str, float | None]:
+        rounded = [None if value is None else round(value, 4) for value in self.history.match]
+        return dict(zip(self.structures, rounded, strict=False))  # no names: no match
 
     def save(self, force: bool) -> None:
         """Write the checkpoint, at most every 20 s."""
@@ -426,10 +455,12 @@ class _Loop:
             best=best or {},
             random=torch.get_rng_state(),
             facts=facts,
+            memory=_copy(self.trainable.memory()),
         )
 
     def _restore(self, saved: Checkpoint) -> None:
         self.trainable.load_state(saved.state)
+        self.trainable.load_memory(saved.memory)
         self.optimiser.load_state_dict(
             {"state": saved.optimiser, "param_groups": self.optimiser.state_dict()["param_groups"]}
         )
@@ -437,6 +468,20 @@ class _Loop:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.facts["scaler"])
         self.epoch = saved.facts["epoch"]
+
+
+def _feature_cache(trainable: Trainable, device: torch.device, reporter: Reporter) -> FeatureCache | None:
+    """For a network that is frozen up to its head, a cache of features; empty where the system ran out of memory."""
+    if not trainable.frozen_until:
+        return None
+    limit = 0 if reporter.smaller_plan else int(FEATURES_SHARE * free_memory(device))
+    return FeatureCache(trainable.network, trainable.frozen_until, limit)
+
+
+def _mean_rank(facts: dict[str, Any]) -> dict[str, float]:
+    """Directions that a change of a weight still uses, on average; nothing for methods without ranks."""
+    ranks = facts.get("ranks")
+    return {"mean_rank": round(statistics.fmean(ranks.values()), 2)} if ranks else {}
 
 
 def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

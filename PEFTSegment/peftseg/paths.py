@@ -15,6 +15,7 @@ from pathlib import Path
 from peftseg.errors import BadInput
 
 FOLDERS = ("models", "adapters", "jobs", "locks")
+SHARED_LIBRARIES = "shared-libraries.json"  # the list of shared adapter folders, in the home folder
 LOW_SPACE = 1 << 20  # bytes; with less than this left, a writer's own error is read as a full disk
 RENAME_PATIENCE_S = 2.0  # Windows refuses to replace a file that a reader has open at that moment
 
@@ -124,7 +125,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def delete_everything() -> list[Path]:
-    """Delete all models, adapters, jobs and locks of this user; returns the folders that were deleted.
+    """Delete all models, adapters, jobs, locks and settings of this user; returns the folders that were deleted.
 
     Only the folders that PEFTSegment made are touched, whatever else lies in `home()`.
 
@@ -146,6 +147,7 @@ def delete_everything() -> list[Path]:
             remove_tree(folder)
             deleted.append(folder)
     with contextlib.suppress(OSError):  # the user keeps something else there, or it was never made
+        (home() / SHARED_LIBRARIES).unlink(missing_ok=True)
         home().rmdir()
     return deleted
 

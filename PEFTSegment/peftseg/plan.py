@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from peftseg.config import CPU_BUDGET_MINUTES
 from peftseg.device import autocast, choose_precision, free_memory, is_out_of_memory
 from peftseg.errors import BadInput, OutOfMemory
 from peftseg.networks import per_axis
@@ -23,7 +24,6 @@ MAX_EPOCHS = 200
 FEWEST_EPOCHS = 24
 SMALLEST_TIMED_PATCH = 48**3  # smaller ones learnt nothing in the demo (28x28x28: Dice 0 for the gallbladder)
 PAPER_PATCHES = 6
-CPU_BUDGET_MINUTES = 30.0
 MEMORY_SHARE = 0.8
 STEP_OVERHEAD = 1.15  # patch cutting, optimiser and reporting, beside forward and backward
 

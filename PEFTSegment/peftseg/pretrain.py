@@ -43,6 +43,7 @@ class WholeNetwork:
     """A network of which everything trains, for `optimise.fit`."""
 
     network: nn.Module
+    frozen_until: str = ""
 
     def state(self) -> dict[str, torch.Tensor]:
         """The network's `state_dict()`."""
@@ -54,6 +55,17 @@ class WholeNetwork:
 
     def after_step(self, lr: float, progress: float) -> None:
         """Nothing happens after a step."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """The loss is all."""
+        return None
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Nothing is remembered beside the state."""
+        return {}
+
+    def load_memory(self, memory: dict[str, torch.Tensor]) -> None:
+        """Inverse of `memory`."""
 
     def facts(self) -> dict[str, Any]:
         """No facts beside the loss."""
@@ -118,7 +130,8 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     network.to(device)
     groups = [{"params": list(network.parameters()), "lr": LEARNING_RATE}]
     deadline = job.budget_minutes * 60 if job.budget_minutes else None
-    history = fit(WholeNetwork(network), groups, prepared, schedule, job.activation, reporter, deadline)
+    names = [s.name for s in job.structures]
+    history = fit(WholeNetwork(network), groups, prepared, schedule, job.activation, reporter, deadline, names)
     entry = _entry(job, spec, recipe, patch, history)
     save_model(out, entry, network)
     return {"model": str(out), "epochs": len(history.losses), "seconds": history.seconds, "loss": history.losses[-1]}

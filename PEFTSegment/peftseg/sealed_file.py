@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 GET_AGAIN = "Get or copy the file again."
+LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 Tensors = dict[str, tuple[str, list[int], memoryview]]
+Entries = dict[str, tuple[str, list[int], tuple[int, int]]]  # as Tensors, with the place in the data
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,40 @@ def open_seal(content: bytes, key: str, path: Path) -> Sealed | None:
         The file is incomplete, damaged or no safetensors file; `path` is named.
     """
     metadata, tensors = _split(content, path)
-    if set(metadata) == {key, "sha256"}:
-        digest = _digest(metadata[key], tensors)
-        return Sealed(metadata[key], digest, digest == metadata["sha256"])
-    if {key, "sha256"} & set(metadata):
-        raise damaged(path, "its header is not as it was written")
-    return None
+    if not _is_sealed(metadata, key, path):
+        return None
+    digest = _digest(metadata[key], tensors)
+    return Sealed(metadata[key], digest, digest == metadata["sha256"])
+
+
+def read_seal(path: Path, key: str) -> tuple[str, str] | None:
+    """The text and the hash that a sealed file was sealed with, unchecked: only its header is read, for lists of files.
+
+    None for a safetensors file without the text `key`. BadInput as `open_seal`; a file that was cut off is found too.
+    """
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            first = stream.read(8)
+            length = int.from_bytes(first, "little")
+            head = first + stream.read(length) if length <= min(size - 8, LONGEST_HEADER) else first
+    except OSError as error:
+        raise BadInput(f"The file {path} cannot be read: {error.strerror}.", "Check the path.") from error
+    metadata, _, _ = _parse(head, size, path)
+    return (metadata[key], metadata["sha256"]) if _is_sealed(metadata, key, path) else None
+
+
+def reseal(content: bytes, key: str, text: str, path: Path) -> tuple[bytes, str]:
+    """A sealed file with the same tensors and another text, and its hash; without torch. Errors as `open_seal`."""
+    metadata, entries, start = _parse(content, len(content), path)
+    digest = _digest(text, _split(content, path)[1])
+    header = {"__metadata__": {**metadata, key: text, "sha256": digest}}
+    for name, (dtype, shape, span) in entries.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": list(span)}
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)  # safetensors keeps the data aligned
+    return len(raw).to_bytes(8, "little") + raw + content[start:], digest
 
 
 def damaged(path: Path, why: str) -> BadInput:
@@ -80,12 +110,27 @@ def damaged(path: Path, why: str) -> BadInput:
     return BadInput(f"The file {path} is damaged: {why}.", GET_AGAIN)
 
 
+def _is_sealed(metadata: dict[str, str], key: str, path: Path) -> bool:
+    if set(metadata) == {key, "sha256"}:
+        return True
+    if {key, "sha256"} & set(metadata):
+        raise damaged(path, "its header is not as it was written")
+    return False
+
+
 def _split(content: bytes, path: Path) -> tuple[dict[str, str], Tensors]:
     """Metadata and tensors of a safetensors file: 8 bytes of header length, JSON header, data."""
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > len(content) - 8:
-        raise BadInput(f"{path} is no safetensors file, or incomplete ({len(content)} bytes).", GET_AGAIN)
-    raw = content[8 : 8 + length]
+    metadata, entries, start = _parse(content, len(content), path)
+    data = memoryview(content)[start:]
+    return metadata, {name: (dtype, shape, data[slice(*span)]) for name, (dtype, shape, span) in entries.items()}
+
+
+def _parse(head: bytes, size: int, path: Path) -> tuple[dict[str, str], Entries, int]:
+    """Metadata, tensors' places and the data's first byte; `head` holds the header at least, `size` is the file's."""
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or length > len(head) - 8:
+        raise BadInput(f"{path} is no safetensors file, or incomplete ({size} bytes).", GET_AGAIN)
+    raw = head[8 : 8 + length]
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
@@ -95,9 +140,8 @@ def _split(content: bytes, path: Path) -> tuple[dict[str, str], Tensors]:
         raise damaged(path, "its header cannot be read") from error
     if not known or not raw.rstrip(b" ").endswith(b"}"):
         raise damaged(path, "its header is not as it was written")
-    data = memoryview(content)[8 + length :]
-    _check_layout([span for _, _, span in entries.values()], len(data), path)
-    return metadata, {name: (dtype, shape, data[slice(*span)]) for name, (dtype, shape, span) in entries.items()}
+    _check_layout([span for _, _, span in entries.values()], size - 8 - length, path)
+    return metadata, entries, 8 + length
 
 
 def _entry(info: dict[str, Any]) -> tuple[str, list[int], tuple[int, int]]:

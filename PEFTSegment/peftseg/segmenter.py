@@ -84,7 +84,11 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
 
 def model_segmenter(name: str | Path) -> Segmenter:
     """The segmenter of a model as it is, by id or MODELDIR."""
-    entry = usable(name)
+    return entry_segmenter(usable(name))
+
+
+def entry_segmenter(entry: ModelEntry) -> Segmenter:
+    """The segmenter of a model as it is; BadInput for one that has no structures of its own."""
     if not entry.structures:
         raise BadInput(
             f"Model '{entry.id}' segments nothing by itself: it has no structures of its own.",

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from peftseg.adapter_file import FORMAT, Recipe, check_name, save_adapter
+from peftseg.adapter_file import FORMAT, Recipe, check_name, read_adapter_info, save_adapter
 from peftseg.adapters import attach, check_options, learning_rates
 from peftseg.adapters.base import Attached
-from peftseg.config import AdaptJob
-from peftseg.dataset import load_scans, prepare_scans, structures_overlap
+from peftseg.base_match import LeftOutFiles, left_out_facts, load_asked_base
+from peftseg.config import AdaptJob, CheckJob
+from peftseg.dataset import ONE_SCAN, load_scans, prepare_scans, scan_warnings, structures_overlap
 from peftseg.device import choose_device
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.infer import segment
-from peftseg.library import next_version
+from peftseg.library import next_version, store_next
+from peftseg.library_rows import ref_of
 from peftseg.licences import licence_text, usable
 from peftseg.metrics import dice
 from peftseg.models import ModelEntry, Preprocessing, Structure, remember
@@ -32,10 +35,12 @@ from peftseg.patches import Scan
 from peftseg.plan import Plan, make_plan
 from peftseg.preprocess import prepare
 from peftseg.recipe import choose_recipe, support_facts
-from peftseg.study import LoadedScan, check_laterality, require_writable_dir
+from peftseg.study import LoadedScan, require_writable_dir
 from peftseg.version import __version__
 from peftseg.weights import architecture, fingerprint, fit_head, load_base, n_outputs
 from peftseg.windows import window_for
+
+FEWEST_TO_ESTIMATE = 3  # scans, for leaving one out
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,9 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     Returns
     -------
     dict
-        "adapter" (path), "hash", "name", "version", "epochs", "seconds", "loss", "trained_share", "ranks", "recipe_changes",
-        "estimate" (structure -> Dice of each left-out scan, or None).
+        "adapter" (path), "hash", "version", "ref", "path" (see `save_result`), "name", "epochs", "seconds", "loss",
+        "trained_share", "ranks", "recipe_changes", "estimate" (structure -> Dice of each left-out scan, or None),
+        "left_out" (see `leave_one_out`).
 
     Raises
     ------
@@ -100,19 +106,9 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     device = choose_device(job.device)
     loaded = load_scans(job.support, job.structures, job.replace_nonfinite, reporter)
     _warn_about(loaded, reporter)
-    setting = replace(
-        make_setting(entry, job.structures, loaded, job.method, options, device, reporter),
-        seed=job.seed,
-        precision=job.precision,
-        epochs=job.epochs,
-        budget_minutes=job.budget_minutes,
-        smaller_plan=reporter.smaller_plan,
-    )
-    leave_out = job.estimate == "loo"
-    if leave_out and setting.budget_minutes:
-        setting = replace(setting, budget_minutes=setting.budget_minutes / (len(loaded) + 1))
+    setting = job_setting(job, entry, options, device, loaded, reporter)
     adapted = train_adapter(setting, loaded, reporter)
-    estimate = leave_one_out(setting, loaded, reporter) if leave_out else None
+    estimate, left_out = leave_one_out(setting, loaded, reporter) if job.estimate == "loo" else (None, [])
     recipe = Recipe(
         format=FORMAT,
         name=name,
@@ -134,12 +130,11 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         record=training_record(adapted, setting, loaded, estimate, time.monotonic() - started),
     )
     reporter.check()
-    digest = save_adapter(out, recipe, adapted.attached.state())
+    saved = save_result(out, recipe, adapted.attached.state(), job.store, reporter)
     return {
         "adapter": str(out),
-        "hash": digest,
+        **saved,
         "name": name,
-        "version": recipe.version,
         "epochs": len(adapted.history.losses),
         "seconds": round(time.monotonic() - started, 1),
         "loss": adapted.history.losses[-1],
@@ -147,7 +142,58 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         "ranks": adapted.attached.facts().get("ranks", {}),
         "recipe_changes": adapted.changes,
         "estimate": estimate,
+        "left_out": left_out,
     }
+
+
+def save_result(
+    out: Path, recipe: Recipe, state: dict[str, torch.Tensor], in_library: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """Write the adapter file, and put it into the library where that is wanted.
+
+    Returns
+    -------
+    dict
+        "hash", "version", and of the library's copy "ref" (name-vN) and "path", both None where there is none: a library
+        that does not take the adapter is a warning, for the adapter itself is safe in `out`.
+    """
+    path = None
+    if in_library:
+
+        def write(version: int) -> Path:
+            save_adapter(out, replace(recipe, version=version), state)
+            return out
+
+        try:
+            path = str(store_next(recipe.name, write))
+        except BadInput as error:
+            reporter.warning(f"The adapter could not be put into the library; it is in {out}. {error}")
+    if not out.exists():
+        save_adapter(out, recipe, state)
+    saved, digest = read_adapter_info(out)
+    return {"hash": digest, "version": saved.version, "ref": ref_of(saved) if path else None, "path": path}
+
+
+def job_setting(
+    job: AdaptJob | CheckJob,
+    entry: ModelEntry,
+    options: dict[str, Any],
+    device: torch.device,
+    loaded: list[LoadedScan],
+    reporter: Reporter,
+) -> Setting:
+    """The setting that a job asks for; leaving one out shares the time budget between all trainings."""
+    budget = job.budget_minutes
+    if budget and job.estimate == "loo" and len(loaded) >= FEWEST_TO_ESTIMATE:
+        budget /= len(loaded) + 1
+    return replace(
+        make_setting(entry, job.structures, loaded, job.method, options, device, reporter),
+        seed=job.seed,
+        precision=job.precision,
+        epochs=job.epochs,
+        budget_minutes=budget,
+        smaller_plan=reporter.smaller_plan,
+    )
 
 
 def make_setting(
@@ -181,23 +227,49 @@ def make_setting(
     )
 
 
-def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Adapted:
-    """Preprocess, plan, attach, fit and prune. Every choice that depends on the scans is made in here."""
+@dataclass(frozen=True)
+class Ready:
+    """Everything that training needs, and what it is expected to cost."""
+
+    attached: Attached
+    recipe: Preprocessing
+    changes: list[str]
+    scans: list[Scan]
+    plan: Plan
+    divisor: int | tuple[int, int, int]
+    base_fingerprint: str
+
+
+def get_ready(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Ready:
+    """Preprocess, attach and plan. Every choice that depends on the scans is made in here."""
     facts = [support_facts(scan.volume, scan.masks, setting.entry.preprocessing.orientation) for scan in loaded]
     recipe, changes = choose_recipe(setting.entry.preprocessing, facts)
     for change in changes:
         reporter.log(change)
     scans = prepare_scans(list(loaded), recipe, setting.structures, setting.activation == "sigmoid", setting.device)
+    reporter.check()
     torch.manual_seed(setting.seed)
     network, anatomy, base_fingerprint = starting_network(setting)
     attached = attach(network, anatomy, setting.method, setting.options, setting.train_decoder)
+    for note in attached.notes:
+        reporter.log(note)
     network.to(setting.device)
-    plan = _plan(setting, scans, attached, anatomy.divisor)
+    plan = plan_for(setting, scans, attached, anatomy.divisor)
     reporter.log(plan.sentence())
+    return Ready(attached, recipe, changes, scans, plan, anatomy.divisor, base_fingerprint)
+
+
+def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Adapted:
+    """Get ready, fit and prune."""
+    ready = get_ready(setting, loaded, reporter)
+    attached, plan = ready.attached, ready.plan
     groups = attached.parameter_groups(learning_rates(setting.options))
-    history = fit(attached, groups, scans, plan.schedule, setting.activation, reporter, plan.deadline)
+    names = [s.name for s in setting.structures]
+    history = fit(
+        attached, groups, ready.scans, plan.schedule, setting.activation, reporter, plan.deadline, structures=names
+    )
     attached.prune()
-    return Adapted(attached, recipe, changes, plan, history, anatomy.divisor, base_fingerprint)
+    return Adapted(attached, ready.recipe, ready.changes, plan, history, ready.divisor, ready.base_fingerprint)
 
 
 def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy, str]:
@@ -217,7 +289,8 @@ def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy, str]:
     return network, anatomy, base_fingerprint
 
 
-def _plan(setting: Setting, scans: list[Scan], attached: Attached, divisor: int | tuple[int, int, int]) -> Plan:
+def plan_for(setting: Setting, scans: list[Scan], attached: Attached, divisor: int | tuple[int, int, int]) -> Plan:
+    """The plan for training on these scans."""
     return make_plan(
         attached.network,
         [tuple(scan.image.shape[1:]) for scan in scans],
@@ -234,30 +307,55 @@ def _plan(setting: Setting, scans: list[Scan], attached: Attached, divisor: int 
 
 def leave_one_out(
     setting: Setting, loaded: list[LoadedScan], reporter: Reporter
-) -> dict[str, list[float | None]] | None:
-    """Dice of each scan under an adapter trained on the others, every choice repeated inside the loop.
+) -> tuple[dict[str, list[float | None]] | None, list[dict[str, Any]]]:
+    """Score each scan under an adapter trained on the others, every choice repeated inside the loop.
+
+    With a `result_dir`, that adapter's prediction is kept in it (`left_out_<n>.seg.nrrd`), and beside it what the base
+    as it is makes of the scan (`base_<n>.seg.nrrd`).
 
     Returns
     -------
-    dict or None
-        Structure -> one Dice a scan (None where the scan does not label it); None under three scans ("not estimated").
+    estimate : dict or None
+        Structure -> one Dice a scan (None where the scan does not label all of it); None under three scans, or when the
+        user stopped ("not estimated").
+    left_out : list of dict
+        One a finished scan: "scan" (from 1 on), "adapter" and "base" (paths or None), "dice" (structure -> value or
+        None).
     """
-    if len(loaded) < 3:
+    if len(loaded) < FEWEST_TO_ESTIMATE:
         reporter.warning(f"{len(loaded)} scans are too few to estimate accuracy (3 are needed): not estimated.")
-        return None
-    quiet = copy.copy(reporter)
-    quiet.checkpoint = None  # the checkpoint is of the main training
-    found: dict[str, list[float | None]] = {s.name: [] for s in setting.structures}
+        return None, []
+    files = LeftOutFiles(reporter.result_dir, setting.entry, reporter)
+    base = load_asked_base(setting.entry, setting.structures) if files.wanted else None
+    rows: list[dict[str, Any]] = []
     for number, left_out in enumerate(loaded, start=1):
+        reporter.progress("estimate", number - 1, len(loaded))
         others = [scan for scan in loaded if scan is not left_out]
-        adapted = train_adapter(setting, others, quiet)
+        adapted = None if reporter.stop_keep() else train_adapter(setting, others, _inside(reporter, number))
+        if adapted is None or reporter.stop_keep():  # an adapter that was cut short would make a false estimate
+            reporter.warning("Stopped on request: accuracy is not estimated.")
+            return None, rows
         masks = predict_masks(adapted, setting, left_out, reporter)
-        for structure in setting.structures:
-            whole = left_out.known[structure.name] is True
-            truth = left_out.masks[structure.name]
-            found[structure.name].append(float(dice(masks[structure.name], truth)) if whole else None)
-        reporter.progress("estimate", number, len(loaded))
-    return found
+        del adapted
+        whole = [s.name for s in setting.structures if left_out.known[s.name] is True]
+        dices = {s.name: None for s in setting.structures}
+        dices |= {name: float(dice(masks[name], left_out.masks[name])) for name in whole}
+        path = files.write(f"left_out_{number}", masks, setting.structures, left_out, "an adapter of the other scans")
+        wanted = base is not None and files.wanted
+        beside = (
+            files.write_base(f"base_{number}", base, left_out, setting.device, setting.precision) if wanted else None
+        )
+        rows.append(left_out_facts(number, path, beside, dices))
+    reporter.progress("estimate", len(loaded), len(loaded))
+    return {s.name: [row["dice"][s.name] for row in rows] for s in setting.structures}, rows
+
+
+def _inside(reporter: Reporter, number: int) -> Reporter:
+    """A reporter for the training without one scan: its events say which, and the checkpoint is left alone."""
+    inner = copy.copy(reporter)
+    inner.checkpoint = None  # it is of the main training
+    inner.progress = partial(reporter.progress, left_out=number)
+    return inner
 
 
 def predict_masks(adapted: Adapted, setting: Setting, scan: LoadedScan, reporter: Reporter) -> dict[str, np.ndarray]:
@@ -333,9 +431,7 @@ def _check_output(out: Path) -> Path:
 
 def _warn_about(loaded: list[LoadedScan], reporter: Reporter) -> None:
     if len(loaded) == 1:
-        reporter.warning("Only one labelled scan: the adapter will know one patient; about five are advised.")
+        reporter.warning(ONE_SCAN)
     for number, scan in enumerate(loaded, start=1):
-        for note in scan.notes:
-            reporter.warning(f"Scan {number}: {note}")
-        for problem in check_laterality(scan.masks, scan.volume.grid):
-            reporter.warning(f"Scan {number}: {problem}")
+        for problem in scan_warnings(number, scan):
+            reporter.warning(problem)

@@ -2,7 +2,7 @@
 
 Axis order and units, for the whole engine: arrays are indexed (i, j, k) as in NIfTI and MONAI (first axis fastest in
 the file), affines are 4x4 float64 from voxel index to RAS+ millimetres. SimpleITK reads everything, because it reads
-what Slicer reads and places it where Slicer does; slicerio reads the segment names of Slicer's segmentation files.
+what Slicer reads and places it where Slicer does; the segment names of Slicer's segmentation files among it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from peftseg.errors import BadInput, unknown_name
 from peftseg.grid import Grid, array_from_itk, grid_from_itk
 from peftseg.models import Structure
 from peftseg.nifti import is_nifti, position_notes, scan_voxels
+from peftseg.seg_nrrd import header_segments, is_seg_nrrd
 from peftseg.writing import SIDECAR_FORMAT, sidecar_path, write_segmentation, write_volume
 
 __all__ = [
@@ -167,13 +168,13 @@ def read_labels(path: Path | str) -> Labels:
             "Export the segmentation from Slicer as .seg.nrrd or .nii.gz (DICOM SEG: load and export it there).",
         )
     reader = _open(path)
-    named = any(key.startswith("Segment0_") for key in reader.GetMetaDataKeys())
+    named = is_seg_nrrd(reader)
     if not named:
         _check_grey(reader, path)
     grid = _grid(reader, path)
     layers = _label_values(_voxels(reader, path, sitk.sitkUnknown), path.name)
     layers = layers if layers.ndim == 4 else layers[np.newaxis]
-    segments = _slicer_segments(path, len(layers)) if named else _sidecar_segments(path)
+    segments = header_segments(reader, path.name, len(layers)) if named else _sidecar_segments(path)
     return Labels(layers, grid, segments)
 
 
@@ -288,29 +289,6 @@ def _label_values(array: np.ndarray, name: str) -> np.ndarray:
     if low < 0 or high > LARGEST_LABEL:
         raise BadInput(f"{name}: label values run from {low} to {high}; expected 0 to {LARGEST_LABEL}.", remedy)
     return array.astype(np.uint16, copy=False)
-
-
-def _slicer_segments(path: Path, layers: int) -> dict[str, tuple[int, int]]:
-    import slicerio
-
-    header = slicerio.read_segmentation(str(path), skip_voxels=True)
-    segments: dict[str, tuple[int, int]] = {}
-    for index, segment in enumerate(header["segments"]):
-        name = segment.get("name", segment["id"])
-        if name in segments:
-            raise BadInput(
-                f"{path.name}: the segment name '{name}' occurs twice; expected each name once.",
-                "Rename or merge these segments in Slicer's Segment Editor.",
-            )
-        # Slicer before 4.11 wrote one layer a segment, without saying layer and value
-        layer = segment.get("layer", index if layers > 1 else 0)
-        if layer >= layers:
-            raise BadInput(
-                f"{path.name}: segment '{name}' is in layer {layer}, but the file has {layers}.",
-                "Save the segmentation again from Slicer.",
-            )
-        segments[name] = (layer, segment.get("labelValue", 1))
-    return segments
 
 
 def _sidecar_segments(path: Path) -> dict[str, tuple[int, int]]:

@@ -48,7 +48,29 @@ def _pretrain(job: config.PretrainJob, reporter: Reporter) -> dict[str, Any]:
     return run_pretrain(job, reporter)
 
 
-RUNNERS: dict[str, Runner] = {"adapt": _adapt, "apply": _apply, "pretrain": _pretrain}
+def _check(job: config.CheckJob, reporter: Reporter) -> dict[str, Any]:
+    usable(job.model)
+    check_options(job.method, job.options)
+    from peftseg.check import run_check
+
+    return run_check(job, reporter)
+
+
+def _rank(job: config.RankJob, reporter: Reporter) -> dict[str, Any]:
+    if job.model is not None:
+        usable(job.model)
+    from peftseg.rank import run_rank
+
+    return run_rank(job, reporter)
+
+
+RUNNERS: dict[str, Runner] = {
+    "adapt": _adapt,
+    "apply": _apply,
+    "pretrain": _pretrain,
+    "check": _check,
+    "rank": _rank,
+}
 
 
 def main(jobdir: str | Path, runners: Mapping[str, Runner] = RUNNERS) -> int:

@@ -1,6 +1,6 @@
 """Write label maps, segmentations and volumes: whole files or none. Torch-free.
 
-NIfTI, NRRD and MetaImage go through SimpleITK, Slicer's .seg.nrrd through slicerio.
+NIfTI, NRRD and MetaImage go through SimpleITK, Slicer's .seg.nrrd through `seg_nrrd`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from peftseg.errors import BadInput
-from peftseg.grid import LPS_RAS, Grid, grid_from_itk, image_to_itk
+from peftseg.grid import Grid, grid_from_itk, image_to_itk
 from peftseg.models import Structure
 from peftseg.nifti import is_nifti, scan_voxels
+from peftseg.seg_nrrd import UNSTORABLE, write_seg_nrrd
 
 WRITABLE = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
 SIDECAR_FORMAT = "peftseg-segmentation-1"
-GENERAL_ANATOMY = "Segmentation category and type - 3D Slicer General Anatomy list~SCT^123037004^Anatomical Structure"
 
 
 def write_segmentation(
@@ -70,7 +70,8 @@ def write_segmentation(
         layers, layer_of = _layers(segmentation, structures, dtype)
     if suffix == ".seg.nrrd":
         with _whole_file(path) as temporary:
-            _write_seg_nrrd(temporary, layers, grid, list(zip(structures, layer_of, strict=True)), provenance)
+            write_seg_nrrd(temporary, layers, grid, list(zip(structures, layer_of, strict=True)), provenance)
+            _check_geometry(temporary, grid)
         return
     if len(layers) > 1:
         raise BadInput(
@@ -80,7 +81,7 @@ def write_segmentation(
         )
     with _whole_file(sidecar_path(path)) as sidecar, _whole_file(path) as temporary:
         _write_image(temporary, layers[0], grid)
-        sidecar.write_text(_sidecar_text(structures, provenance), encoding="utf-8")
+        sidecar.write_text(_sidecar_text(structures, provenance), encoding="utf-8", errors="replace")
 
 
 def write_volume(path: Path | str, array: np.ndarray, grid: Grid) -> None:
@@ -95,7 +96,8 @@ def write_volume(path: Path | str, array: np.ndarray, grid: Grid) -> None:
 
 
 def check_structures(structures: Sequence[Structure]) -> None:
-    """Refuse an empty list, a name or value that occurs twice, values outside 1 to 65535, and a background name."""
+    """Refuse an empty list, a name or value that occurs twice, values outside 1 to 65535, and names of background or with
+    control signs."""
     remedy = "Give each structure its own name and its own label value of 1 or more, e.g. hippocampus=1,amygdala=2."
     if not structures:
         raise BadInput("No structures were given; expected at least one.", remedy)
@@ -107,6 +109,11 @@ def check_structures(structures: Sequence[Structure]) -> None:
     for structure in structures:
         if structure.name.strip().lower() in ("", "background"):
             raise BadInput(f"'{structure.name}' is no structure: background is what no structure covers.", remedy)
+        if UNSTORABLE.search(structure.name):
+            raise BadInput(
+                f"The structure name {structure.name!r} holds a sign that Slicer's files cannot store.",
+                "Rename the structure, e.g. type its name anew.",
+            )
         if not 1 <= structure.value <= np.iinfo(np.uint16).max:
             raise BadInput(
                 f"Structure '{structure.name}' has the label value {structure.value}; expected 1 to 65535.", remedy
@@ -195,49 +202,6 @@ def _layers(masks: np.ndarray, structures: Sequence[Structure], dtype: type) -> 
         layers[index][mask] = structure.value
         layer_of.append(index)
     return np.stack(layers), layer_of
-
-
-def _write_seg_nrrd(path: Path, layers: np.ndarray, grid: Grid, placed: list[tuple], provenance: dict) -> None:
-    """`placed` holds (structure, layer) pairs."""
-    import slicerio
-
-    extent = [v for n in grid.shape for v in (0, n - 1)]
-    segments = []
-    for structure, layer in placed:
-        segment = {
-            "id": f"Segment_{structure.value}",
-            "name": structure.name,
-            "color": [c / 255 for c in structure.colour],
-            "labelValue": structure.value,
-            "layer": layer,
-            "extent": extent,
-            "status": "notstarted",
-        }
-        if structure.code:
-            segment["tags"] = {"TerminologyEntry": _terminology(structure)}
-        segments.append(segment)
-    content = {f"peftseg {key}": " ".join(str(value).split()) for key, value in provenance.items()}
-    content.update(
-        voxels=layers if len(layers) > 1 else layers[0],
-        ijkToLPS=LPS_RAS @ grid.affine,
-        containedRepresentationNames=["Binary labelmap"],
-        segments=segments,
-    )
-    slicerio.write_segmentation(str(path), content, compression_level=3)
-    _check_geometry(path, grid)
-
-
-def _terminology(structure: Structure) -> str:
-    """The full entry that Slicer writes; a bare "scheme^value^meaning" becomes the type of an anatomical structure."""
-    code = structure.code if "~" in structure.code else f"{GENERAL_ANATOMY}~{structure.code}~^^~~^^~^^"
-    parts = code.split("~")
-    if len(parts) != 7 or any(len(triple.split("^")) != 3 for triple in parts[1:4] + parts[5:]):
-        raise BadInput(
-            f"Structure '{structure.name}' has the terminology code '{structure.code}'; expected "
-            "'scheme^value^meaning', e.g. 'SCT^78961009^Spleen', or a whole terminology entry of Slicer.",
-            "Correct the code or leave it empty.",
-        )
-    return code
 
 
 def _sidecar_text(structures: Sequence[Structure], provenance: dict[str, str]) -> str:

@@ -276,6 +276,8 @@ def test_one_bad_study_is_reported_and_the_others_go_on(base, tmp_path):
     assert failed["input"] == str(folder / "b.nii.gz")
     assert "b.nii.gz" in failed["message"]
     assert failed["remedy"]
+    assert result["inputs"] == [str(folder / "a.nii.gz"), str(folder / "c.nrrd")], "one an output, in the same order"
+    assert list(result["checks"]) == list(result["volumes_ml"]) == ["a_seg.nii.gz", "c_seg.nii.gz"]
     assert any(message.startswith("b was not segmented") for message in warnings_of(reporter))
 
 
@@ -363,6 +365,14 @@ def test_kidneys_on_the_wrong_sides_are_reported(base, tmp_path, monkeypatch):
     reporter = Reporter.silent()
     run_apply(job(tmp_path / "out", scan, adapter=adapter), reporter)
     assert any("'left kidney' lies" in message for message in warnings_of(reporter))
+
+
+def test_each_structure_comes_with_what_stands_out(base, scan, tmp_path):
+    adapter = make_adapter(tmp_path / "a.safetensors", base, bias=[0.0, 9.0, 1.0])
+    result = run_apply(job(tmp_path / "out", scan, adapter=adapter, format="nrrd"), Reporter.silent())
+    checks = result["checks"]["ct_seg.seg.nrrd"]
+    assert checks["right kidney"] == ["not found"]
+    assert checks["left kidney"][0].startswith("touches the upper, lower")
 
 
 def test_an_empty_result_is_reported(base, scan, tmp_path):

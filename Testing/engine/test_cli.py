@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from peftseg import cli, cli_options, foundation_models, jobs
+from peftseg.adapter_file import save_adapter
 from peftseg.cli_options import PALETTE, parse_numbers, parse_options, parse_structures
 from peftseg.cli_progress import ProgressBar, cell, describe, duration, table
 from peftseg.config import ApplyJob
@@ -35,6 +36,8 @@ from peftseg.models import (
 from peftseg.networks import build
 from peftseg.paths import jobs_dir
 from peftseg.weights import load_base, save_model
+from small_scans import make_scan_files, write_tiny_model
+from test_library import RECIPE
 
 RUN_HERE = """
 import sys
@@ -46,7 +49,9 @@ sys.exit(run_here(Path(sys.argv[2]), sys.argv[3] == "json", {"apply": job_runner
 """
 SUBCOMMANDS = (
     "adapt",
+    "check",
     "apply",
+    "rank",
     "evaluate",
     "pretrain",
     "models",
@@ -421,3 +426,55 @@ def test_an_empty_library_says_so_and_an_unknown_adapter_is_bad_input(capsys):
     for command in (["show", "x"], ["remove", "x"], ["export", "x", "y.safetensors"], ["import", "x.safetensors"]):
         assert cli.main(["adapters", *command]) == 2
         assert "x" in capsys.readouterr().err
+
+
+def test_adapters_are_renamed_and_shared_folders_listed(tmp_path, capsys):
+    save_adapter(tmp_path / "liver-v1.safetensors", RECIPE, {"w::full": torch.zeros(1)})
+    assert cli.main(["adapters", "folders"]) == 0
+    assert capsys.readouterr().out == "No shared folders.\n"
+    assert cli.main(["adapters", "folders", "--add", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [str(tmp_path)]
+    assert cli.main(["adapters", "list"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["source", "ref"]
+    assert row.split()[:2] == [str(tmp_path), "liver-v1"]
+    assert cli.main(["adapters", "rename", "liver", "site A"]) == 2
+    assert "shared folder" in capsys.readouterr().err
+    assert cli.main(["adapters", "folders", "--remove", str(tmp_path)]) == 0
+    assert cli.main(["adapters", "import", str(tmp_path / "liver-v1.safetensors")]) == 0
+    assert cli.main(["adapters", "rename", "liver", "site A"]) == 0
+    assert "site A-v1.safetensors" in capsys.readouterr().out
+
+
+def test_with_json_an_error_of_any_command_is_one_line_on_stdout(capsys):
+    assert cli.main(["adapters", "show", "x", "--json"]) == 2
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert {"event": "failed", "kind": "bad_input"}.items() <= json.loads(output.out).items()
+
+
+def test_check_and_rank_print_their_facts(tmp_path):
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    for n in range(2):
+        item = make_scan_files(tmp_path, n)
+        Path(item.image).rename(tmp_path / "images" / f"p{n}.nii.gz")
+        Path(item.labels).rename(tmp_path / "labels" / f"p{n}.nii.gz")
+    model = str(write_tiny_model(tmp_path / "tiny"))
+    structures = "bright ball=1,dark ball=2"
+    done = peftseg(
+        *("check", "--model", model, "--support", str(tmp_path), "--structures", structures),
+        *("--epochs", "2", "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "already_matches: false" in done.stdout
+    assert "epochs: 2" in done.stdout
+    done = peftseg(
+        *("rank", "--model", model, "--input", str(tmp_path / "images"), "--device", "cpu", "--json"),
+        *("--labelled", str(tmp_path / "images" / "p0.nii.gz")),
+    )
+    assert done.returncode == 0, done.stderr
+    ranking = json.loads(done.stdout.splitlines()[-1])["ranking"]
+    assert sorted(row["input"] for row in ranking) == [0, 1]
+    assert next(row for row in ranking if row["input"] == 0)["distance"] == 0
+    assert not list(jobs_dir().iterdir()), "no job folder stays behind"

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from peftseg.config import PROTOCOL, AdaptJob, ApplyJob, PretrainJob, from_json, kind_of, to_json, with_absolute_paths
+from peftseg.config import (
+    PROTOCOL,
+    AdaptJob,
+    ApplyJob,
+    CheckJob,
+    PretrainJob,
+    RankJob,
+    from_json,
+    kind_of,
+    to_json,
+    with_absolute_paths,
+)
 from peftseg.errors import BadInput
 from peftseg.models import Structure
 from peftseg.study import LabelState, SupportItem
@@ -26,7 +37,9 @@ APPLY = ApplyJob(None, "phantom-ct", ("a.nii.gz", "Höhle/b"), "out", overlap=0.
 PRETRAIN = PretrainJob(
     (ITEM,), (LIVER,), "model", "my-model", "My model", spacing=(1.0, 1.0, 2.5), patch=(64, 64, 32), epochs=3
 )
-JOBS = {"adapt": ADAPT, "apply": APPLY, "pretrain": PRETRAIN}
+CHECK = CheckJob("phantom-ct", (ITEM,), (LIVER, SPLEEN), options={"rank": 4}, match=False)
+RANK = RankJob(None, "phantom-ct", ("a.nii.gz",), ("b.nii.gz",))
+JOBS = {"adapt": ADAPT, "apply": APPLY, "pretrain": PRETRAIN, "check": CHECK, "rank": RANK}
 
 
 @pytest.mark.parametrize("kind", JOBS)
@@ -110,6 +123,14 @@ def test_what_is_no_job_is_refused(text):
         (APPLY, "inputs", "a.nii.gz"),
         (APPLY, "format", "dicom"),
         (APPLY, "overlap", 1.0),
+        (CHECK, "support", []),
+        (CHECK, "structures", []),
+        (CHECK, "epochs", 0),
+        (CHECK, "match", 1),
+        (CHECK, "out", "a.safetensors"),
+        (RANK, "inputs", []),
+        (RANK, "model", None),
+        (RANK, "adapter", "both.safetensors"),
         (PRETRAIN, "intensity", "window"),
         (PRETRAIN, "intensity", "window:1"),
         (PRETRAIN, "activation", "relu"),
@@ -154,6 +175,9 @@ def test_paths_become_absolute_and_names_stay_names(tmp_path, monkeypatch):
     job = with_absolute_paths(APPLY)
     assert job.model == str(tmp_path / "phantom-ct")
     assert job.inputs == (str(tmp_path / "a.nii.gz"), str(tmp_path / "Höhle" / "b"))
+    assert with_absolute_paths(CHECK).support[0].image == str(tmp_path / "a.nii.gz")
+    ranked = with_absolute_paths(RANK)
+    assert (ranked.inputs, ranked.support) == ((str(tmp_path / "a.nii.gz"),), (str(tmp_path / "b.nii.gz"),))
     assert with_absolute_paths(PRETRAIN).data[0].labels == str(tmp_path / "b.seg.nrrd")
 
 

@@ -9,11 +9,13 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -693,7 +695,8 @@ def test_a_damaged_record_of_licences_is_named_and_accepts_nothing(own_home, tex
 def test_a_licence_is_shown_and_accepted_on_a_terminal_or_with_yes(declare, capsys, monkeypatch):
     entry = declare()
     assert "no terminal" in peftseg(capsys, "accept", "public-ct", code=2)
-    assert "--yes" in peftseg(capsys, "accept", "public-ct", "--json", code=2)
+    assert cli.main(["models", "accept", "public-ct", "--json"]) == 2
+    assert "--yes" in json.loads(capsys.readouterr().out)["remedy"]
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "")
     assert "not accepted" in peftseg(capsys, "accept", "public-ct", code=3)
@@ -854,3 +857,126 @@ def test_without_torch_the_catalogue_is_listed_and_an_import_says_what_is_missin
     (copy / "model.json").write_text((copy / "model.json").read_text().replace('"phantom-ct"', '"copy"', 1))
     done = run("import", str(copy))
     assert (done.returncode, "no torch here" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+# as a process of another program, which reads JSON lines
+
+
+def events_of(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    """The lines that a real process prints with --json; every one must be an event, and the last one an ending."""
+    command = [sys.executable, "-m", "peftseg", "models", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    events = [json.loads(line) for line in done.stdout.decode("utf-8").splitlines()]
+    assert done.returncode == code, done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+    assert [e["event"] in ("finished", "failed", "cancelled") for e in events[-1:]] == [True]
+    return events
+
+
+@pytest.fixture
+def tiny(tmp_path, own_home, site) -> Path:
+    """A model of the catalogue whose weights are on the server; the folder of its weights when they are imported."""
+    torch = pytest.importorskip("torch")
+    from peftseg.networks import build
+
+    network = NetworkSpec("segresnet", {"init_filters": 8})
+    torch.manual_seed(0)
+    torch.save({"state_dict": build(network, n_outputs=15)[0].state_dict()}, tmp_path / "public.pt")
+    site.content = (tmp_path / "public.pt").read_bytes()
+    digest = hashlib.sha256(site.content).hexdigest()
+    entry = dataclasses.replace(
+        ENTRY, id="tiny", title="Winzig, für Tests", network=network, source=source_at(site.base, sha256=digest)
+    )
+    target = own_home / "models" / "tiny"
+    target.mkdir(parents=True)
+    (target / "model.json").write_text(json.dumps(to_dict(entry)))
+    return target
+
+
+def test_with_json_every_verb_prints_events_alone_and_errors_are_one_of_them(tiny, tmp_path):
+    (refused,) = events_of("download", "tiny", code=2)
+    assert (refused["event"], refused["kind"]) == ("failed", "bad_input")
+    assert "has not been accepted" in refused["message"]
+    assert "models accept tiny" in refused["remedy"]
+    (accepted,) = events_of("accept", "tiny", "--yes")
+    assert (accepted["event"], accepted["acknowledgement"]) == ("finished", "accepted")
+    downloaded = events_of("download", "tiny")
+    assert {e["stage"] for e in downloaded if e["event"] == "progress"} >= {"download (MB)", "read", "write"}
+    assert (downloaded[-1]["id"], downloaded[-1]["directory"]) == ("tiny", str(tiny))
+    assert (tiny / "weights.safetensors").is_file()
+    (removed,) = events_of("remove", "tiny")
+    assert removed["removed"] == [str(tiny)]
+    for wrong in (["remove", "nöne"], ["import", "nowhere", "no.pt"], ["accept", "tiny"], ["download"], ["dance", "x"]):
+        (failed,) = events_of(*wrong, code=2)
+        assert failed["event"] == "failed"
+        assert failed["message"]
+        assert failed["remedy"]
+
+
+def test_a_checkpoint_that_is_imported_tells_its_steps_and_what_is_wrong_with_another(tiny, tmp_path):
+    events_of("accept", "tiny", "--yes")
+    (tmp_path / "other.pt").write_bytes(b"something else")
+    assert "is not the published file" in events_of("import", "tiny", str(tmp_path / "other.pt"), code=2)[-1]["message"]
+    events = events_of("import", "tiny", str(tmp_path / "public.pt"))
+    assert [e["event"] for e in events][-1] == "finished"
+
+
+def test_an_error_inside_is_one_line_too_with_the_traceback_on_stderr(monkeypatch, capsys):
+    def breaks() -> None:
+        raise ZeroDivisionError("seven by nothing")
+
+    monkeypatch.setattr(cli_models, "known_models", breaks)
+    assert cli.main(["models", "--json"]) == 1
+    output = capsys.readouterr()
+    assert json.loads(output.out)["kind"] == "internal"
+    assert "seven by nothing" in json.loads(output.out)["message"]
+    assert "Traceback" in output.err
+
+
+def test_what_libraries_print_does_not_come_between_the_events(declare, site, capsys, monkeypatch, own_home):
+    def import_checkpoint(entry: ModelEntry, file: Path, **rest: Any) -> ModelEntry:
+        print("a library prints something")
+        return write_model(own_home / "models" / entry.id, entry)
+
+    declare(source=source_at(site.base), acknowledge=False)
+    monkeypatch.setattr(cli_models, "_importer", lambda: import_checkpoint)
+    assert cli.main(["models", "download", "public-ct", "--json"]) == 0
+    output = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in output.out.splitlines()][-1] == "finished"
+    assert "a library prints something" in output.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are of Unix")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_download_that_is_ended_goes_on_where_it_stopped(tiny, site, own_home, number):
+    events_of("accept", "tiny", "--yes")
+    half = len(site.content) // 2
+
+    def trickle(handler: Handler) -> None:
+        """Half of the file, then a byte now and then."""
+        site.send(handler, 200, site.headers, site.content[:half], len(site.content))
+        for start in range(half, half + 2000):
+            if site.ended.wait(0.01):
+                return
+            handler.wfile.write(site.content[start : start + 1])
+
+    site.answer = trickle
+    part = own_home / "models" / ".downloads" / "tiny" / f"{FILE}.part"
+    command = [sys.executable, "-m", "peftseg", "models", "download", "tiny", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (part.is_file() and part.stat().st_size > half):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    if number != signal.SIGKILL:
+        assert process.returncode == 3
+        assert json.loads(out.splitlines()[-1]) == {"event": "cancelled", "message": "Interrupted."}
+        assert "Traceback" not in err
+    site.answer = site.send_file
+    assert part.stat().st_size > half
+    assert events_of("download", "tiny")[-1]["event"] == "finished"
+    assert site.asked[-1].startswith("bytes=")
+    assert not part.parent.exists()

@@ -10,7 +10,16 @@ import pytest
 
 from peftseg import events
 from peftseg.errors import BadInput, JobCancelled
-from peftseg.events import ControlFile, EventLog, Reporter, plain, read_control, read_events
+from peftseg.events import (
+    ControlFile,
+    EventLog,
+    Reporter,
+    first_event,
+    last_event,
+    plain,
+    read_control,
+    read_events,
+)
 
 
 @pytest.fixture
@@ -171,3 +180,26 @@ def test_a_silent_reporter_keeps_what_was_said_and_never_cancels():
     assert reporter.result_dir is None
     assert [e["event"] for e in reporter.events] == ["progress", "warning"]
     assert reporter.events[0]["loss"] is None
+
+
+@pytest.mark.parametrize("size", [0, 10, 9_000, 200_000])
+def test_the_last_event_is_found_however_long_it_is_and_a_half_written_line_does_not_count(tmp_path, size):
+    log = EventLog(tmp_path / "events.jsonl")
+    assert last_event(log.path) is None
+    log.append("log", {"message": "first"})
+    assert last_event(log.path)["message"] == "first"
+    log.append("started", {"device": "cpu"})
+    log.append("finished", {"text": "x" * size})
+    with open(log.path, "ab") as stream:
+        stream.write(b'{"event": "lo')
+    assert last_event(log.path)["text"] == "x" * size
+    assert first_event(log.path, "started")["device"] == "cpu"
+    assert first_event(log.path, "failed") is None
+    assert EventLog(log.path).ended
+
+
+def test_a_log_of_half_a_line_has_no_events(tmp_path):
+    (tmp_path / "events.jsonl").write_bytes(b'{"event": "lo')
+    assert last_event(tmp_path / "events.jsonl") is None
+    assert first_event(tmp_path / "events.jsonl", "log") is None
+    assert first_event(tmp_path / "nowhere", "log") is None

@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from peftseg.adapter_file import save_adapter
+from peftseg.library import store
+from test_library import RECIPE
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "PEFTSegment" / "peftseg"
@@ -35,7 +40,59 @@ TORCH_FREE = (
     "licences",
     "download",
     "cli_models",
+    "adapter_file",
+    "gpu",
+    "library_rows",
+    "model_choice",
+    "shared_folders",
 )
+# What Slicer's process imports, and what it has not got: only its own packages (numpy, scipy, SimpleITK, pydicom...).
+NOT_IN_SLICER = (*HEAVY, "psutil", "einops", "pandas", "nibabel", "nrrd", "torchvision", "yaml", "skimage")
+GUI_SAFE = [
+    "version",
+    "errors",
+    "models",
+    "model_choice",
+    "foundation_models",
+    "structures",
+    "licences",
+    "download",
+    "events",
+    "paths",
+    "config",
+    "jobs",
+    "job_folder",
+    "processes",
+    "locks",
+    "adapters.table",
+    "library",
+    "library_rows",
+    "shared_folders",
+    "adapter_file",
+    "sealed_file",
+    "study",
+    "laterality",
+    "volume",
+    "writing",
+    "doctor",
+    "gpu",
+    "phantom",
+]
+GUI_WORK = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+import importlib
+for module in {modules!r}:
+    importlib.import_module("peftseg." + module)
+from peftseg.library import list_adapters, rename_adapter, show_adapter
+from peftseg.models import catalogue, rank_models
+from peftseg.phantom import make_case
+from peftseg.models import guess_modality
+rename_adapter("liver", "site A")
+print([row["ref"] for row in list_adapters()], list_adapters(check=False)[0]["problem"], show_adapter("site A")["method"])
+print(rank_models(list(catalogue().values()), guess_modality(make_case(0).volume.array), "abdomen")[0][1])
+"""
 PROBE = """
 import sys
 for name in {blocked!r}:
@@ -74,6 +131,15 @@ def test_a_module_that_the_gui_needs_first_imports_without_torch_and_monai(modul
     script = PROBE.format(blocked=(*HEAVY, "scipy"), module=module)
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_everything_that_slicers_process_imports_works_with_slicers_own_packages(tmp_path):
+    save_adapter(tmp_path / "a.safetensors", RECIPE, {"w::full": torch.zeros(1)})
+    store(tmp_path / "a.safetensors")
+    script = GUI_WORK.format(blocked=NOT_IN_SLICER, modules=GUI_SAFE)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["['site A-v1'] None lora", "for CT of the abdomen"]
 
 
 def test_the_list_of_torch_free_modules_is_the_one_in_the_design():

@@ -350,7 +350,7 @@ def test_a_cancelled_job_resumes_with_its_checkpoint_and_a_fresh_ending(run):
 def test_exported_scans_are_deleted_however_a_job_ends(run, tmp_path):
     for behaviour in ("quick", "crashes", "vanishes"):
         jobdir = make_job(behaviour, tmp_path)
-        (jobdir / "scratch").mkdir()
+        (jobdir / "scratch").mkdir(exist_ok=True)
         (jobdir / "scratch" / "scan.nii").touch()
         jobs.start(jobdir, command=COMMAND).wait(PATIENCE_S)
         assert not (jobdir / "scratch").exists(), behaviour
@@ -359,7 +359,7 @@ def test_exported_scans_are_deleted_however_a_job_ends(run, tmp_path):
 def test_exported_scans_of_a_lost_job_are_deleted_at_the_next_start(tmp_path):
     lost, fresh = make_job("quick", tmp_path), make_job("quick", tmp_path)
     for jobdir in (lost, fresh):
-        (jobdir / "scratch").mkdir()
+        (jobdir / "scratch").mkdir(exist_ok=True)
     (lost / "process.json").write_text(json.dumps({"pid": 1 << 22, "start_time": "long ago"}))
     jobs.delete_scratch()
     assert not (lost / "scratch").exists()
@@ -410,3 +410,120 @@ def test_another_interpreter_gets_nothing_of_this_ones_python(monkeypatch):
 def test_an_interpreter_that_is_not_there_is_named(tmp_path):
     with pytest.raises(BadInput, match="no-python"):
         jobs.start(make_job("quick", tmp_path), python=str(tmp_path / "no-python"))
+
+
+# folders before they are jobs, and what the client keeps with them
+
+MAKER = """
+import sys
+from pathlib import Path
+from peftseg import jobs
+from peftseg.config import ApplyJob
+folder = jobs.new_folder()
+(folder / "scratch" / "scan.nii").touch()
+if sys.argv[1] == "written":
+    jobs.write_job(folder, ApplyJob("none", None, ("scan.nii",), "out", device="cpu"))
+print(folder)
+"""
+
+
+def folder_of_a_dead_maker(how: str) -> Path:
+    command = [sys.executable, "-c", MAKER, how]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def apply_job(out: Path) -> ApplyJob:
+    return ApplyJob("none", None, (str(out / "quick"),), str(out), device="cpu")
+
+
+def test_a_folder_takes_scans_first_and_becomes_a_job_later(tmp_path):
+    folder = jobs.new_folder()
+    assert sorted(p.name for p in folder.iterdir()) == ["maker.json", "scratch"]
+    assert folder.parent == jobs_dir()
+    if sys.platform != "win32":
+        assert [p.stat().st_mode & 0o077 for p in (folder, folder / "scratch")] == [0, 0]
+    assert jobs.list_jobs() == [], "it is no job yet"
+    (folder / "scratch" / "scan.nii").touch()
+    jobs.write_job(folder, apply_job(tmp_path))
+    assert [(j["id"], j["state"]) for j in jobs.list_jobs()] == [(folder.name, "created")]
+    jobs.delete_scratch()
+    assert (folder / "scratch" / "scan.nii").is_file(), "its maker lives"
+    assert jobs.start(folder, command=COMMAND).wait(PATIENCE_S)["event"] == "finished"
+    assert not (folder / "scratch").exists()
+    with pytest.raises(BadInput, match="started already"):
+        jobs.write_job(folder, apply_job(tmp_path))
+
+
+def test_a_folder_whose_maker_is_gone_before_it_was_a_job_is_deleted_and_that_of_a_living_one_stays():
+    lost, ours = folder_of_a_dead_maker("unwritten"), jobs.new_folder()
+    (lost.parent / "notes").mkdir()
+    assert (lost / "scratch" / "scan.nii").is_file()
+    jobs.delete_scratch()
+    assert not lost.exists()
+    assert (ours / "scratch").is_dir()
+    assert (lost.parent / "notes").is_dir(), "no job folder by its name"
+
+
+def test_a_written_job_whose_maker_is_gone_before_the_start_loses_its_scans_and_is_cancelled():
+    lost = folder_of_a_dead_maker("written")
+    jobs.delete_scratch()
+    assert not (lost / "scratch").exists()
+    assert [j["state"] for j in jobs.list_jobs()] == ["cancelled"]
+    assert "before the job was started" in ending_of(lost)["message"]
+
+
+def test_a_job_of_a_script_that_ended_keeps_waiting_for_its_start_when_no_scan_was_exported(tmp_path):
+    script = "import sys; from peftseg import jobs; from peftseg.config import ApplyJob\n"
+    script += "jobs.create_job(ApplyJob('none', None, ('scan.nii',), 'out'))"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    jobs.delete_scratch()
+    assert [j["state"] for j in jobs.list_jobs()] == ["created"]
+
+
+def test_a_folder_without_a_maker_counts_as_left_behind_after_a_while():
+    young, old = jobs_dir() / ("a" * 32), jobs_dir() / ("b" * 32)
+    for folder in (young, old):
+        folder.mkdir()
+    os.utime(old, (time.time() - 3600, time.time() - 3600))
+    jobs.delete_scratch()
+    assert (young.exists(), old.exists()) == (True, False)
+
+
+def test_what_a_job_is_for_is_kept_with_it_and_listed(tmp_path):
+    folder = jobs.new_folder()
+    assert jobs.read_client_note(folder) == {}
+    note = {"purpose": "pre-segment", "scan": "Köpfchen 1", "path": tmp_path, "score": float("nan")}
+    jobs.write_client_note(folder, note)
+    assert jobs.read_client_note(folder) == {**note, "path": str(tmp_path), "score": None}
+    jobs.write_job(folder, apply_job(tmp_path))
+    assert jobs.list_jobs()[0]["note"]["scan"] == "Köpfchen 1"
+    for damaged in ("{", "[1]"):
+        (folder / "client.json").write_text(damaged)
+        assert jobs.list_jobs()[0]["note"] == {}
+
+
+def test_listing_fifty_ended_jobs_with_long_logs_reads_only_their_ends(tmp_path):
+    line = json.dumps({"event": "progress", "time": 1.0, "stage": "train", "step": 1, "total": 9}) + "\n"
+    last = json.dumps({"event": "finished", "time": 2.0, "rows": ["x" * 100] * 300}) + "\n"
+    for _ in range(50):
+        jobdir = make_job("quick", tmp_path)
+        (jobdir / "events.jsonl").write_text(line * 50_000 + last)
+        (jobdir / "process.json").write_text(json.dumps({"pid": 1 << 22, "start_time": "long ago"}))
+    begun = time.perf_counter()
+    rows = jobs.list_jobs()
+    took = time.perf_counter() - begun
+    assert {row["state"] for row in rows} == {"finished"}
+    assert took < 1.0, f"{took:.2f} s; reading all of the logs takes more than 10 s"
+
+
+def test_jobs_that_this_version_cannot_read_are_listed_so_that_they_can_be_cleaned_up(tmp_path):
+    for number, text in enumerate(("{", "[]", '{"kind": "dance", "name": "x"}', '{"kind": "rank"}')):
+        folder = jobs.new_folder()
+        (folder / "job.json").write_text(text)
+        os.utime(folder / "job.json", (number, number))
+    assert [(j["kind"], j["name"]) for j in jobs.list_jobs()] == [
+        ("unknown", ""),
+        ("unknown", ""),
+        ("unknown", "x"),
+        ("rank", ""),
+    ]

@@ -11,7 +11,8 @@ from torch import nn
 
 from peftseg.errors import JobCancelled, OutOfMemory, TrainingFailed
 from peftseg.events import Reporter
-from peftseg.optimise import Match, Schedule, cosine_factor, epoch_steps, fit, has_converged
+from peftseg.losses import Match
+from peftseg.optimise import History, Schedule, cosine_factor, epoch_steps, fit, has_converged
 from peftseg.patches import make_scan
 from peftseg.pretrain import WholeNetwork
 
@@ -253,5 +254,48 @@ def test_an_epoch_visits_every_patch_once_in_a_keyed_order():
 def test_the_match_to_own_labels_by_hand():
     logits = torch.tensor([[2.0, 0, 0], [0, 2.0, 2.0]]).view(1, 2, 3, 1, 1)  # predicts 0, 1, 1
     match = Match()
-    match.add(logits, torch.tensor([0, 1, 0]).view(1, 1, 3, 1, 1))
+    match.add(logits, torch.tensor([0, 1, 0]).view(1, 1, 3, 1, 1), torch.ones(1, 1, 1, 1, 1, dtype=torch.bool))
     assert match.dice() == [pytest.approx(2 / 3, abs=1e-4)]
+
+
+def test_the_match_counts_only_what_is_labelled():
+    logits = torch.tensor([[2.0, 0, 0, 2.0], [0, 2.0, 2.0, 0], [0, 0, 0, 0]]).view(1, 3, 4, 1, 1)  # predicts 0, 1, 1, 0
+    target = torch.tensor([0, 1, 0, 0], dtype=torch.uint8).view(1, 1, 4, 1, 1)
+    known = torch.tensor([[True, True, False, True], [False] * 4]).view(1, 2, 4, 1, 1)
+    match = Match()
+    match.add(logits, target, known)
+    assert match.dice() == [1.0, None]
+
+
+def test_yes_or_no_outputs_match_by_their_sign():
+    logits = torch.tensor([[1.0, 1.0, -1.0], [-1.0, 1.0, -1.0]]).view(1, 2, 3, 1, 1)
+    target = torch.tensor([[1, 0, 0], [0, 1, 0]], dtype=torch.uint8).view(1, 2, 3, 1, 1)
+    match = Match()
+    match.add(logits, target, torch.ones(1, 2, 1, 1, 1, dtype=torch.bool))
+    match.add(logits, target, torch.ones(1, 2, 1, 1, 1, dtype=torch.bool))
+    assert match.dice() == [pytest.approx(2 / 3), 1.0]
+
+
+def test_the_winner_is_the_one_that_argmax_names():
+    logits = torch.randn(2, 5, 6, 7, 8, generator=torch.Generator().manual_seed(0)).round()  # with ties
+    target = logits.argmax(1, keepdim=True).to(torch.uint8)
+    match = Match()
+    match.add(logits, target, torch.ones(2, 4, 1, 1, 1, dtype=torch.bool))
+    assert match.dice() == [1.0] * 4
+
+
+def test_the_running_match_is_a_mean_that_forgets_and_waits_for_the_first_value():
+    history = History()
+    for dices in ([None, 0.5], [0.4, None], [0.9, 1.0]):
+        history.add_match(dices)
+    assert history.match == [pytest.approx(0.5), pytest.approx(0.6)]
+
+
+def test_progress_has_the_match_by_name_and_none_without_names():
+    reporters = Reporter.silent(), Reporter.silent()
+    for reporter, names in zip(reporters, ([], ["ball"]), strict=True):
+        network = tiny_network()
+        groups = [{"params": list(network.parameters()), "lr": 1e-2}]
+        fit(WholeNetwork(network), groups, ball_scans(), SCHEDULE, "softmax", reporter, structures=names)
+    assert [list(r.events[-1]["match"]) for r in reporters] == [[], ["ball"]]
+    assert 0 <= reporters[1].events[-1]["match"]["ball"] <= 1

@@ -136,6 +136,7 @@ def test_delete_everything_deletes_what_the_program_made_and_nothing_else(own_ho
         (folder / "deep").mkdir()
         (folder / "deep" / "file").touch()
     (own_home / "thesis.txt").touch()
+    (own_home / "shared-libraries.json").write_text("[]")
     deleted = delete_everything()
     assert {p.name for p in deleted} == {"jobs", "models", "adapters"}
     assert os.listdir(own_home) == ["thesis.txt"]

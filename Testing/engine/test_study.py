@@ -289,6 +289,15 @@ def test_overlapping_segments_keep_all_their_voxels(tmp_path):
     assert scan.masks["spleen"].sum() == 4
 
 
+def test_labels_with_names_of_any_language_are_found_by_name(tmp_path):
+    add_scan(tmp_path, "a", None)
+    structures = (Structure("Müller's ärtery", 1), Structure("心臓: 2", 4))
+    write_segmentation(tmp_path / "labels" / "a.seg.nrrd", labels(4, 1), GRID, structures[::-1], {"site": "Zürich"})
+    scan = load_support_item(only_item(tmp_path, structures), structures)
+    assert np.array_equal(scan.masks["Müller's ärtery"], labels(4, 1) == 1)
+    assert np.array_equal(scan.masks["心臓: 2"], labels(4, 1) == 4)
+
+
 def test_nan_voxels_of_a_support_scan_are_replaced_on_request_only(tmp_path):
     add_scan(tmp_path, "a", labels(1, 4))
     image = np.ones(SHAPE, np.float32)

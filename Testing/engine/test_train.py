@@ -12,6 +12,7 @@ from peftseg.adapter_file import load_adapter
 from peftseg.config import AdaptJob
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import Reporter
+from peftseg.library import list_adapters
 from peftseg.study import LabelState
 from peftseg.train import run_adapt
 from small_scans import BOTH, BRIGHT, SIZE, make_scan_files, write_tiny_model
@@ -47,7 +48,8 @@ def test_labelled_scans_become_an_adapter_file_that_matches_the_labels(job):
     result = run_adapt(replace(job, epochs=30), reporter)
     recipe, state, digest = load_adapter(result["adapter"])
     match = [e["match"] for e in reporter.events if "match" in e][-1]
-    assert min(match) > 0.8
+    assert list(match) == ["bright ball", "dark ball"]
+    assert min(match.values()) > 0.8
     assert digest == result["hash"]
     assert [s.name for s in recipe.structures] == ["bright ball", "dark ball"]
     assert recipe.train_decoder
@@ -102,7 +104,7 @@ def test_a_structure_that_only_some_scans_label_is_learned_from_those(job, tmp_p
     match = [e["match"] for e in reporter.events if "match" in e][-1]
     recipe, _, _ = load_adapter(result["adapter"])
     assert recipe.record["labelled"]["dark ball"] == {"labelled": 2, "not labelled": 2}
-    assert match[0] > 0.8
+    assert match["bright ball"] > 0.8
 
 
 def test_every_fourth_slice_labelled_suffices(job, tmp_path):
@@ -126,10 +128,33 @@ def test_leave_one_out_gives_each_scans_value(job):
     assert max(result["estimate"]["bright ball"]) > 0.5
 
 
+def test_the_running_match_changes_nothing_about_the_adapter(job, tmp_path, monkeypatch):
+    first = run_adapt(job, Reporter.silent())
+    monkeypatch.setattr("peftseg.losses.Match.add", lambda *_: None)
+    reporter = Reporter.silent()
+    second = run_adapt(replace(job, out=str(tmp_path / "b.safetensors")), reporter)
+    assert [e["match"] for e in reporter.events if "match" in e][-1] == {}
+    states = [load_adapter(result["adapter"])[1] for result in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_progress_tells_loss_rank_match_and_time_left(job):
+    reporter = Reporter.silent()
+    run_adapt(job, reporter)
+    event = [e for e in reporter.events if e.get("stage") == "train"][-2]
+    assert (event["step"], event["total"]) == (11, 12)
+    assert event["eta_s"] > 0
+    assert event["loss"] > 0
+    assert event["mean_rank"] == pytest.approx(sum(event["ranks"].values()) / len(event["ranks"]), abs=0.01)
+    assert 1 <= event["best_epoch"] <= 11
+
+
 def test_under_three_scans_accuracy_is_not_estimated(job):
     reporter = Reporter.silent()
     result = run_adapt(replace(job, support=job.support[:2], epochs=1, estimate="loo"), reporter)
     assert result["estimate"] is None
+    assert result["left_out"] == []
     assert any("not estimated" in m for m in messages(reporter, "warning"))
 
 
@@ -159,7 +184,7 @@ def test_cancelling_leaves_no_file(job, tmp_path):
     ("change", "text"),
     [
         ({"model": "no-such-model"}, "Unknown model"),
-        ({"method": "no-such-method"}, "valid: arena"),
+        ({"method": "no-such-method"}, "valid: adalora, adaptformer, affine, arena"),
         ({"options": {"rnak": 3}}, "rank"),
         ({"out": "adapter.pt"}, ".safetensors"),
         ({"device": "cuda:7"}, "available: cpu"),
@@ -176,3 +201,32 @@ def test_an_existing_adapter_is_never_overwritten(job, tmp_path):
     with pytest.raises(BadInput, match="never overwritten"):
         run_adapt(job, Reporter.silent())
     assert (tmp_path / "a.safetensors").read_bytes() == b"mine"
+
+
+def test_a_stored_adapter_is_in_the_library_under_the_next_version_of_its_name(job, tmp_path):
+    results = [
+        run_adapt(
+            replace(job, name="balls", out=str(tmp_path / f"{n}.safetensors"), epochs=1, store=True, seed=n), silent
+        )
+        for n, silent in enumerate((Reporter.silent(), Reporter.silent()))
+    ]
+    assert [r["ref"] for r in results] == ["balls-v1", "balls-v2"]
+    assert [row["path"] for row in list_adapters()] == [r["path"] for r in results]
+    for result in results:
+        assert load_adapter(result["path"])[2] == load_adapter(result["adapter"])[2] == result["hash"]
+        assert load_adapter(result["adapter"])[0].version == result["version"]
+
+
+def test_an_adapter_that_is_not_asked_to_be_stored_is_not(job):
+    result = run_adapt(replace(job, epochs=1), Reporter.silent())
+    assert (result["ref"], result["path"]) == (None, None)
+    assert list_adapters() == []
+
+
+def test_a_library_that_takes_nothing_costs_a_warning_and_not_the_adapter(job, own_home):
+    (own_home / "locks").write_text("a file where a folder is needed")
+    reporter = Reporter.silent()
+    result = run_adapt(replace(job, epochs=1, store=True), reporter)
+    assert (result["ref"], result["path"]) == (None, None)
+    assert load_adapter(job.out)[2] == result["hash"]
+    assert "could not be put into the library" in messages(reporter, "warning")[-1]

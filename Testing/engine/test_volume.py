@@ -28,7 +28,7 @@ from peftseg.volume import (
     write_segmentation,
     write_volume,
 )
-from peftseg.writing import require_writable_dir
+from peftseg.writing import check_structures, require_writable_dir
 
 IDENTITY = np.eye(4)
 LIVER = Structure("liver", 1, (221, 130, 101), "SCT^10200004^Liver")
@@ -375,6 +375,159 @@ def test_overlapping_structures_come_back_from_a_seg_nrrd(tmp_path):
         assert np.array_equal(slicerio.segment_mask(slicerio.read_segmentation(str(path)), structure.name), mask)
 
 
+NAMES = (
+    "Müller's ärtery",
+    "心臓 2",
+    "a:=b: c",
+    "C:\\new\\table \\\\ end\\",
+    "two\nlines",
+    "tab\there",
+    '"left" kidney',
+    "# 1",
+    " spaces ",
+    "left|right~^",
+    "Großhirn 🧠",
+)
+
+
+def named_masks() -> tuple[list[Structure], np.ndarray]:
+    """Structures with hard names and codes, and their masks, which do not overlap."""
+    structures = [
+        Structure(n, 2 * i + 3, (i, 255 - i, 7), f"99X^{i}^{n.replace('|', '').replace('~^', '')}")
+        for i, n in enumerate(NAMES)
+    ]
+    masks = np.zeros((len(NAMES), 12, 7, 9), bool)
+    for i, mask in enumerate(masks):
+        mask[i, 1 : 3 + i % 3, 2:] = True
+    return structures, masks
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_structures_and_provenance_of_any_language_and_any_sign_come_back_from_a_seg_nrrd(tmp_path, overlap):
+    structures, masks = named_masks()
+    if overlap:
+        masks[1], masks[4, :3] = masks[0], True
+    path, grid = tmp_path / "a.seg.nrrd", Grid((12, 7, 9), GEOMETRIES["oblique left handed"])
+    write_segmentation(
+        path, masks, grid, structures, {"adapter": "Zürich\tA := \\ 東京\r\n2", "the:=key": "", "file": "M\udcfcller"}
+    )
+    labels = read_labels(path)
+    assert labels.grid.same_as(grid)
+    assert tuple(labels.segments) == NAMES
+    assert len(labels.layers) == (3 if overlap else 1)
+    for structure, mask in zip(structures, masks, strict=True):
+        assert np.array_equal(labels.mask(structure), mask), structure
+    image = sitk.ReadImage(path)
+    assert image.GetMetaData("peftseg adapter") == "Zürich A := \\ 東京 2"
+    assert image.GetMetaData("peftseg the=key") == ""
+    assert image.GetMetaData("peftseg file") == "M ller"
+
+
+def test_a_sidecar_takes_any_text(tmp_path):
+    structures, masks = named_masks()
+    write_segmentation(tmp_path / "a.nii.gz", masks, Grid((12, 7, 9), np.eye(4)), structures, {"file": "M\udcfcller"})
+    assert tuple(read_labels(tmp_path / "a.nii.gz").segments) == NAMES
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\x00b", "a\x0bb", "a\x0cb", "M\udcfcller"])
+def test_names_that_no_file_can_hold_are_refused_before_the_work(name):
+    with pytest.raises(BadInput, match="sign"):
+        check_structures([Structure(name, 1)])
+
+
+RAW_HEADER = """NRRD0005
+# written by hand
+type: {type}
+dimension: {dimension}
+space: left-posterior-superior
+sizes: {sizes}
+space directions: {nothing}(0.5,0,0) (0,2,0) (0,0,3)
+kinds: {kinds}
+endian: {endian}
+encoding: raw
+space origin: (10,-20,30.5)
+Segmentation_MasterRepresentation:=Binary labelmap
+Segment0_ID:=s0
+Segment0_Name:=Müller's ärtery
+Segment0_LabelValue:=300
+Segment0_Layer:=0
+Segment1_ID:=s1
+Segment1_Name:=心臓\\n C:\\\\x
+Segment1_LabelValue:=7
+Segment1_Layer:={layer}
+
+"""
+
+
+def raw_seg_nrrd(path: Path, layers: np.ndarray, encoding: str = "utf-8") -> Path:
+    """A file as another program writes it: (L, I, J, K) whole numbers, uncompressed, one file."""
+    listed = layers.ndim == 4
+    fields = {
+        "type": {"i2": "short", "u2": "unsigned short", "i4": "int"}[layers.dtype.str[1:]],
+        "dimension": layers.ndim,
+        "sizes": " ".join(map(str, layers.shape)),
+        "nothing": "none " * listed,
+        "kinds": "list " * listed + "domain domain domain",
+        "endian": "big" if layers.dtype.str[0] == ">" else "little",
+        "layer": len(layers) - 1 if listed else 0,
+    }
+    path.write_bytes(RAW_HEADER.format(**fields).encode(encoding, "replace") + layers.tobytes(order="F"))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".nrrd"])
+@pytest.mark.parametrize("layers", [None, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", ["<u2", ">i2", "<i4"])
+def test_uncompressed_files_of_other_programs_are_read(tmp_path, suffix, layers, dtype):
+    voxels = np.zeros((layers or 1, 6, 7, 9), dtype)
+    voxels[0, 1:3, 2:5, 3:8] = 300
+    voxels[-1, 4, 0:2, 8] = 7
+    read = read_labels(raw_seg_nrrd(tmp_path / f"a{suffix}", voxels if layers else voxels[0]))
+    assert np.array_equal(read.layers, voxels)
+    assert np.array_equal(read.mask(Structure("Müller's ärtery", 1)), voxels[0] == 300)
+    assert np.array_equal(read.mask(Structure("心臓\n C:\\x", 1)), voxels[-1] == 7)
+    assert np.allclose(read.grid.affine, [[-0.5, 0, 0, -10], [0, -2, 0, 20], [0, 0, 3, 30.5], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_an_uncompressed_file_that_is_cut_off_is_refused(tmp_path, part):
+    path = raw_seg_nrrd(tmp_path / "a.seg.nrrd", np.zeros((2, 16, 17, 19), np.int16))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+    with pytest.raises(BadInput, match="cut off"):
+        read_labels(path)
+
+
+def test_a_header_in_windows_old_code_page_is_read(tmp_path):
+    path = raw_seg_nrrd(tmp_path / "a.seg.nrrd", np.ones((6, 7, 9), np.int16), "latin-1")
+    assert "Müller's ärtery" in read_labels(path).segments
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("LabelValue:=7", "LabelValue:=x", "Segment1_LabelValue is 'x'"),
+        ("Layer:=0", "Layer:=first", "'first'"),
+        ("Layer:=0", "Layer:=1", "in layer 1, but the file has 1"),
+        ("Layer:=0", "Layer:=-1", "in layer -1"),
+    ],
+)
+def test_a_header_with_wrong_layers_or_values_is_refused(tmp_path, old, new, message):
+    path = raw_seg_nrrd(tmp_path / "a.seg.nrrd", np.ones((6, 7, 9), np.int16))
+    path.write_bytes(path.read_bytes().replace(old.encode(), new.encode()))
+    with pytest.raises(BadInput, match=message):
+        read_labels(path)
+
+
+def test_files_of_old_slicers_have_one_layer_a_segment_and_the_value_1(tmp_path):
+    voxels = np.zeros((2, 6, 7, 9), np.int16)
+    voxels[0, 1, 2, 3] = voxels[1, 4, 5, 6] = 1
+    path = raw_seg_nrrd(tmp_path / "a.seg.nrrd", voxels)
+    header, data = path.read_bytes().split(b"\n\n", 1)
+    kept = [line for line in header.split(b"\n") if b"_Layer" not in line and b"_LabelValue" not in line]
+    path.write_bytes(b"\n".join(kept) + b"\n\n" + data)
+    assert list(read_labels(path).segments.values()) == [(0, 1), (1, 1)]
+
+
 def test_slicerios_own_layers_are_read(tmp_path):
     content = slicerio.create_segmentation((6, 7, 9), np.eye(4))
     for mask, name in zip(overlapping(), ("organ", "lesion"), strict=True):
@@ -417,6 +570,7 @@ WRONG = {
     "a name twice": (label_map(), [LIVER, Structure("liver", 7)], "a.nii.gz", "'liver' occurs 2 times"),
     "a value twice": (label_map(), [LIVER, Structure("x", 1)], "a.nii.gz", "value 1 occurs 2 times"),
     "a malformed code": (label_map(), [LIVER, Structure("x", 7, code="SCT-1")], "a.seg.nrrd", "SCT-1"),
+    "a code with a list mark": (label_map(), [LIVER, Structure("x", 7, code="S^1^a|b")], "a.seg.nrrd", r"a\|b"),
     "an unknown suffix": (label_map(), [LIVER, TUMOUR], "a.png", r"\.seg\.nrrd"),
 }
 

@@ -1,4 +1,7 @@
-"""The test host for the tests of the Slicer module: started once, checked and cleaned after each test."""
+"""What the tests of the Slicer module run on: the stand-in, or the real application where they run inside of it.
+
+Either is started once, and checked and cleaned after each test.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,18 @@ import os
 from pathlib import Path
 
 import pytest
+import real_application
 import slicerhost
+
+IN_SLICER = real_application.is_running()
+collect_ignore = ["test_host.py"] if IN_SLICER else []
 
 
 @pytest.fixture(scope="session")
 def running_host():
     """The host, started by the first test that asks for it: other tests' workers load neither Qt nor VTK."""
+    if IN_SLICER:
+        return real_application.RealSlicer()
     reason = slicerhost.missing_reason()
     if reason:
         pytest.skip(reason)
@@ -39,3 +48,22 @@ def pictures(tmp_path) -> Path:
     folder = Path(os.environ.get("PEFTSEGMENT_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture
+def module(host):
+    """The module, loaded and shown; it is unloaded afterwards. Its widget is `module.main`."""
+    host.load_module(Path(__file__).resolve().parents[2] / "PEFTSegment" / "PEFTSegment.py")
+    shown = host.show_module("PEFTSegment")
+    host.wait_for(lambda: shown.main.strip.examined, 30, "the look at the installation")
+    host.process_events(100)
+    yield shown
+    host.unload_module("PEFTSegment")
+
+
+@pytest.fixture
+def tiny_model(own_home) -> str:
+    """The id of a tiny model in the catalogue that knows the bright ball."""
+    import scene_makers
+
+    return scene_makers.install_tiny_model(own_home)

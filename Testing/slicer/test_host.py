@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -795,3 +796,44 @@ def test_a_file_dialog_is_answered_with_what_pythonqt_returns(host):
     host.dialogs.expect(("a.safetensors", "*"))
     with pytest.raises(TypeError, match="PythonQt"):
         qt.QFileDialog.getOpenFileName(None, "Import")
+
+
+def test_a_widget_that_is_in_no_layout_yet_must_not_be_made_visible(host):
+    import qt
+
+    button, box = qt.QPushButton("Accept"), qt.QWidget()
+    button.visible = False
+    with pytest.raises(RuntimeError, match="window of its own"):
+        button.visible = True
+    layout = qt.QVBoxLayout(box)
+    layout.addWidget(button)
+    button.visible = True
+    assert not button.isHidden()
+
+
+def test_a_slot_of_qt_gets_all_that_a_signal_sends(host):
+    import qt
+
+    button, box = qt.QPushButton(), qt.QWidget()
+    with pytest.raises(TypeError, match="sends 1"):
+        button.clicked.connect(box.hide)
+    button.connect("clicked()", box.hide)
+    button.toggled.connect(box.setEnabled)
+    with pytest.raises(TypeError, match="sends 0"):
+        button.pressed.connect(box.setEnabled)
+
+
+def test_a_thread_stands_still_while_the_host_waits(host):
+    counted = []
+
+    def count() -> None:
+        for number in range(1000):
+            counted.append(number)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    before = len(counted)
+    host.idle(300)
+    assert len(counted) - before < 20
+    thread.join()

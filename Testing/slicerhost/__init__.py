@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import importlib
 import os
@@ -36,10 +37,22 @@ def start():
     reason = missing_reason()
     if reason:
         raise RuntimeError(reason)
+    keep_constants()
     import_slicer_core()
     home = tempfile.mkdtemp(prefix="slicerhost")
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     return importlib.import_module("slicerhost.host").Host(Path(home))
+
+
+def keep_constants() -> None:
+    """Give None, True and False more references than can be lost.
+
+    PySide 6.12 takes one too many away with each call that returns one of them, and Python before 3.12 ends where none is
+    left.
+    """
+    if sys.version_info < (3, 12):
+        for constant in (None, True, False):
+            ctypes.c_ssize_t.from_address(id(constant)).value += 1 << 40
 
 
 def import_slicer_core() -> None:

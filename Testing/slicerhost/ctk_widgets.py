@@ -65,6 +65,14 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
 
     collapsed = Prop(bool, lambda self: self._collapsed, _set_collapsed)
 
+    def childEvent(self, event) -> None:
+        """Hide what is added while the section is folded; it shows when the section unfolds."""
+        child = event.child()
+        if event.added() and self.__dict__.get("_collapsed") and isinstance(child, QtWidgets.QWidget):
+            self._shown.append(child)
+            child.hide()
+        super().childEvent(event)
+
     def sizeHint(self) -> QtCore.QSize:
         width = self.fontMetrics().horizontalAdvance(self.text()) + 40
         inner = self.layout().totalSizeHint() if self.layout() and not self._collapsed else QtCore.QSize(0, HEADER)
@@ -336,7 +344,9 @@ def imitation(group: str, raw_type: type, extra: dict | None = None) -> type:
 def build() -> types.ModuleType:
     """Build the module `ctk`."""
     module = types.ModuleType("ctk", "The ctk widgets that the test host imitates.")
-    for raw_type in CLASSES:
+    from .choosers import ctkColorPickerButton
+
+    for raw_type in (*CLASSES, ctkColorPickerButton):
         extra = dialogs.message_box_methods() if raw_type is ctkMessageBox else None
         setattr(module, raw_type.__name__, imitation("ctk", raw_type, extra))
 

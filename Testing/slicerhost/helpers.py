@@ -35,12 +35,14 @@ class Packages:
     """What the tests say is installed, and what the module asked for.
 
     `installed` maps a name to a version, or to None for "not installed"; other names are looked up for real.
-    `failure` is raised by the next installation.
+    `failure` is raised by the next installation. One that does not block prints `output` and ends with `exit_code`.
     """
 
     installed: dict[str, str | None] = field(default_factory=dict)
     calls: list[tuple[str, tuple, dict]] = field(default_factory=list)
     failure: Exception | None = None
+    output: list[str] = field(default_factory=list)
+    exit_code: int = 0
 
     def version(self, name: str) -> str | None:
         """Return the version that counts as installed."""
@@ -73,6 +75,13 @@ class Packages:
             failure, self.failure = self.failure, None
             raise failure
 
+    def call_back(self, options: dict) -> None:
+        """Call the callbacks of a call that does not block."""
+        for line in self.output if options.get("logCallback") else ():
+            options["logCallback"](line)
+        if options.get("completedCallback"):
+            options["completedCallback"](self.exit_code)
+
 
 def load_requirements(path) -> list[Requirement]:
     """Read a requirements file."""
@@ -88,8 +97,7 @@ def packaging(packages: Packages) -> types.ModuleType:
 
     def pip_install(*arguments, **options) -> None:
         packages.record("pip_install", arguments, options)
-        if options.get("completedCallback"):
-            options["completedCallback"](0)
+        packages.call_back(options)
 
     def pip_ensure(requirements, *arguments, **options):
         packages.record("pip_ensure", (requirements, *arguments), options)
@@ -98,6 +106,7 @@ def packaging(packages: Packages) -> types.ModuleType:
 
     def pip_uninstall(*arguments, **options) -> None:
         packages.record("pip_uninstall", arguments, options)
+        packages.call_back(options)
 
     found = {
         "CalledProcessError": subprocess.CalledProcessError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import shutil
@@ -46,6 +47,14 @@ DATA_NODES = ("vtkMRMLDisplayableNode", "vtkMRMLTableNode", "vtkMRMLTextNode", "
 
 
 VERSION = (5, 13, 0)
+
+
+def keep_lock(seconds: float) -> None:
+    """Wait with Python's lock, as Slicer's main thread waits for events: other threads stand still meanwhile."""
+    if sys.platform == "win32":
+        ctypes.PyDLL("kernel32").Sleep(int(1000 * seconds))
+    else:
+        ctypes.PyDLL(None).usleep(int(1_000_000 * seconds))
 
 
 class Host:
@@ -134,9 +143,10 @@ class Host:
             setattr(slicer, name, module)
 
     def _make_application(self) -> None:
-        from . import application, files, modules, mrml_widgets, segment_widgets, views
+        from . import application, choosers, files, modules, mrml_widgets, plot_view, segment_widgets, views
 
-        classes = {**mrml_widgets.build(), **segment_widgets.build(), **views.build()}
+        classes = {**mrml_widgets.build(), **segment_widgets.build(), **views.build(), **plot_view.build()}
+        classes |= choosers.build()
         classes |= {**application.build(self), **modules.build()}
         qt_settings = self.home / "settings"
         QtCore.QSettings.setDefaultFormat(QtCore.QSettings.Format.IniFormat)
@@ -232,7 +242,7 @@ class Host:
             self.qt_app.processEvents()
             if time.monotonic() >= end:
                 return
-            time.sleep(0.005)
+            keep_lock(0.005)
 
     def wait_for(self, condition, seconds: float = 10.0, what: str = "the condition"):
         """Let Qt work until `condition()` is true, and return its value; AssertionError after `seconds`."""
@@ -244,7 +254,12 @@ class Host:
                 return value
             if time.monotonic() > end:
                 raise AssertionError(f"{what} did not come within {seconds} s")
-            time.sleep(0.01)
+            keep_lock(0.01)
+
+    def idle(self, milliseconds: int) -> None:
+        """Let Qt work once after a time in which nothing happens: no other Python thread runs in it, as in Slicer."""
+        keep_lock(milliseconds / 1000)
+        self.process_events()
 
     def longest_slot(self) -> tuple[float, str]:
         """Return the seconds and the name of the longest call of a slot in this test."""
@@ -275,6 +290,7 @@ class Host:
         for name in [n for n, m in self.module_manager.modules.items() if hasattr(m, "come_in")]:
             self.unload_module(name)
         self.scene.Clear(0)
+        self.layout_manager.reset()
         for node in slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
             self.scene.RemoveNode(node)  # singletons outlive the closing of a scene, and their observers with them
         self.process_events()
@@ -282,6 +298,8 @@ class Host:
         signals.slot_errors.clear()
         signals.slot_seconds.clear()
         dialogs.reset()
+        for name, *_how, receive in self.qt_app.__dict__.pop("_host_slots", []):
+            getattr(self.qt_app, name).disconnect(receive)  # those of modules that were loaded
         self.restarts.clear()
         self.packages.__init__()
         sample_data.build()

@@ -175,6 +175,12 @@ def write_property(raw, name: str, value, label: str) -> None:
         ) from None
 
 
+def is_stray(raw) -> bool:
+    """Tell whether a widget that is no window would be shown as one: it is not yet in a layout."""
+    windows = (QtWidgets.QDialog, QtWidgets.QMainWindow, QtWidgets.QMenu)
+    return isinstance(raw, QtWidgets.QWidget) and raw.parent() is None and not isinstance(raw, windows)
+
+
 class PropertyName:
     """A property: read and set as an attribute."""
 
@@ -186,6 +192,8 @@ class PropertyName:
 
     def __set__(self, proxy, value):
         raw = proxy._alive()
+        if self.name == "visible" and value and is_stray(raw):
+            raise RuntimeError(f"{type(proxy).__name__} has no parent yet: it would be shown as a window of its own")
         if self.name == "toolTip" and isinstance(value, str) and value and not QtGui.Qt.mightBeRichText(value):
             value = f"<p>{value}</p>"  # Slicer's application wraps every tool tip
         write_property(raw, self.name, value, type(proxy).__name__)
@@ -220,7 +228,7 @@ class MethodName:
             return QtSlot(label, lambda *a: call(function, label, *a))
         if proxy is None:
             return QtSlot(label, lambda first, *a: self.invoke(first, label, *a))
-        return QtSlot(label, lambda *a: self.invoke(proxy, label, *a))
+        return QtSlot(label, lambda *a: self.invoke(proxy, label, *a), (proxy._alive(), self.raw_name))
 
     def invoke(self, proxy, label: str, *arguments):
         raw = proxy._alive()
@@ -230,11 +238,25 @@ class MethodName:
         return call(function, label, raw, *arguments)
 
 
+def parameter_counts(raw, name: str) -> set[int]:
+    """How many arguments the slots of a name take; empty where it is no slot."""
+    if not isinstance(raw, QtCore.QObject):
+        return set()
+    meta = raw.metaObject()
+    methods = (meta.method(index) for index in range(meta.methodCount()))
+    return {method.parameterCount() for method in methods if bytes(method.name()).decode() == name}
+
+
 class QtSlot:
     """What PythonQt calls builtin_qt_slot: callable with positional arguments only."""
 
-    def __init__(self, label: str, function):
-        self._label, self._function = label, function
+    def __init__(self, label: str, function, origin: tuple[object, str] | None = None):
+        self._label, self._function, self._origin = label, function, origin
+
+    @property
+    def takes(self) -> set[int]:
+        """With how many arguments; empty where that is not known."""
+        return parameter_counts(*self._origin) if self._origin else set()
 
     def __call__(self, *arguments):
         return self._function(*arguments)

@@ -60,7 +60,13 @@ def additions(name: str) -> dict:
         "QDesktopServices": {"openUrl": staticmethod(dialogs.open_url)},
         "QDialog": dialogs.exec_methods(),
         "QMenu": dialogs.menu_methods(),
+        "QApplication": {"setOverrideCursor": staticmethod(set_override_cursor)},
     }.get(name, margin(name))
+
+
+def set_override_cursor(cursor) -> None:
+    """Set the cursor; PySide gives a guard for `with`, Qt 5 nothing."""
+    QtWidgets.QApplication.setOverrideCursor(unwrap(cursor))
 
 
 def margin(name: str) -> dict:

@@ -1,11 +1,26 @@
-"""The module `SampleData`: registrations are checked and recorded, nothing is downloaded."""
+"""The module `SampleData`: registrations are checked and kept as Slicer keeps them, nothing is downloaded."""
 
 from __future__ import annotations
 
 import types
 from pathlib import Path
 
+import slicer
+
 FIELDS = ("uris", "fileNames", "nodeNames", "loadFileTypes", "loadFiles", "checksums")
+
+
+class SampleDataSource:
+    """One sample, with a list entry a file in each of `FIELDS`."""
+
+    def __init__(self, **given):
+        self.sampleName = given["sampleName"]
+        self.customDownloader = given["customDownloader"]
+        self.thumbnailFileName = given["thumbnailFileName"]
+        count = 1 if isinstance(given["uris"], str) else len(given["uris"])  # TypeError without addresses, as in Slicer
+        for name in FIELDS:
+            value = given[name]
+            setattr(self, name, list(value) if isinstance(value, (list, tuple)) else [value] * count)
 
 
 class SampleDataLogic:
@@ -42,6 +57,9 @@ class SampleDataLogic:
             raise FileNotFoundError(f"sample {sampleName!r}: no picture {thumbnailFileName}")
         if not customDownloader and not (uris and checksums):
             raise ValueError(f"sample {sampleName!r} needs an address and a checksum, or a customDownloader")
+        vars(slicer.modules).setdefault("sampleDataSources", {}).setdefault(category, []).append(
+            SampleDataSource(**source)
+        )
         cls.sources.append(source)
 
     @classmethod
@@ -53,5 +71,6 @@ def build() -> types.ModuleType:
     """Build the module, without registrations."""
     module = types.ModuleType("SampleData")
     SampleDataLogic.sources, SampleDataLogic.categories = [], {}
-    module.SampleDataLogic = SampleDataLogic
+    module.SampleDataLogic, module.SampleDataSource = SampleDataLogic, SampleDataSource
+    vars(getattr(slicer, "modules", module)).pop("sampleDataSources", None)
     return module

@@ -187,6 +187,15 @@ class qMRMLSegmentEditorWidget(_SceneWidget):
             raise ValueError(f"no such Segment Editor effect: {name!r} (Slicer would switch the active one off)")
         self._editor_node().SetActiveEffectName(name)
 
+    def setActiveEffect(self, effect) -> None:
+        if effect is not None:
+            raise NotImplementedError("the test host has no effects to activate; setActiveEffectByName keeps the name")
+        if self._node is not None:
+            self._node.SetActiveEffectName("")
+
+    def setMaximumNumberOfUndoStates(self, count: int) -> None:
+        self.maximumNumberOfUndoStates = count
+
     def installKeyboardShortcuts(self, _parent=None) -> None:
         self.shortcuts = True
 

@@ -96,7 +96,9 @@ def connect(raw: QtCore.QObject, signal: str, function, wrap) -> bool:
     """Connect `function` to a signal that must exist."""
     name, count, convert = resolve(raw, signal)
     slot = Slot(function, wrap, convert, count)
-
+    sent, takes = 1 if convert else count, getattr(function, "takes", None)
+    if takes and sent is not None and sent not in takes:
+        raise TypeError(f"'{signal}' sends {sent} values, and PythonQt hands all of them to {function}: it would fail")
     receive = receiver(slot, arity(raw, name))
     getattr(raw, name).connect(receive)
     raw.__dict__.setdefault("_host_slots", []).append((name, count, convert, function, receive))

@@ -45,8 +45,8 @@ def attach(
     options : dict
         The method's options; what is left out gets its default.
     train_decoder : bool
-        Train the decoder's weights too, where the method leaves the choice (lora, arena). linear_probe never trains
-        it; decoder and full always do.
+        Train the decoder's weights too, where the method leaves the choice. linear_probe and spatial_adapter never
+        train it, decoder and full always do, and selective trains what its option `layers` says.
 
     Raises
     ------

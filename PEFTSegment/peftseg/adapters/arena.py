@@ -17,8 +17,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from peftseg.adapters.base import Attached, freeze
-from peftseg.adapters.low_rank import Design, Factors, compose, select_layers
+from peftseg.adapters.base import Attached
+from peftseg.adapters.freezing import freeze, outright
+from peftseg.adapters.low_rank import Design, Factors, add_low_rank, select_layers
 from peftseg.errors import BadInput
 from peftseg.networks import Anatomy
 
@@ -36,7 +37,7 @@ class Arena(Attached):
     prunes = True
 
     def __init__(self, network: nn.Module, trained: dict, changes: dict, options: dict) -> None:
-        super().__init__(network, trained, changes, rank=options["rank"])
+        super().__init__(network, trained, changes)
         self.mode, self.rho = options["mode"], options["rho"]
         self.lam = LAM[self.mode] if options["lam"] is None else options["lam"]
         for factors in self.labelled_factors().values():
@@ -97,7 +98,7 @@ class Arena(Attached):
 
     def prune(self) -> None:
         """Drop closed gates (paper), or components under 0.1 % of the importance of their layer's largest (else)."""
-        for name, change in list(self.changes.items()):
+        for name, change in self.low_rank().items():
             self._keep(name, {block: _living(f, self.mode) for block, f in change.blocks.items()})
         self._start_prediction()
 
@@ -117,13 +118,12 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
             f"rho is {options['rho']} with mode '{options['mode']}'; only mode 'paper' uses rho.",
             "Leave rho out, or choose mode 'paper'.",
         )
-    outright = anatomy.decoder if train_decoder else ()
-    layers = select_layers(network, anatomy, options["layers"], outright)
-    trained = freeze(network, anatomy, ("head", "decoder") if train_decoder else ("head",))
+    layers = select_layers(network, anatomy, options["layers"], anatomy.decoder if train_decoder else ())
+    trained = freeze(network, anatomy, outright(train_decoder))
     first = options["v_init"]
     if first == "auto":
         first = "uniform" if options["mode"] == "paper" else "ones"
-    changes = compose(layers, Design(rank=options["rank"], gates=first, fused=("k", "v")))
+    changes = add_low_rank(network, layers, Design(rank=options["rank"], gates=first, fused=("k", "v")))
     return Arena(network, trained, changes, options)
 
 

@@ -1,26 +1,20 @@
-"""What all methods share: freezing, the trainable state, and merging.
-
-Frozen means gradients *and* behaviour: frozen modules stay in eval mode when `train()` is called, so neither
-normalisation statistics nor dropout move under a frozen network.
-"""
+"""What all methods share: the trainable state, its kinds and groups, and merging."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from types import MethodType
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from peftseg.adapters.low_rank import LowRank, make_plain
+from peftseg.adapters.beside import Beside
+from peftseg.adapters.composed import Composed, make_plain
+from peftseg.adapters.low_rank import LowRank
 from peftseg.errors import BadInput
-from peftseg.networks import Anatomy, is_part
 
 KINDS = ("adapter", "norm", "head", "decoder", "body")
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 _WATCHED_STEPS = 5
 _INERT_BIAS = 1e-5
 _LISTED = 5
@@ -36,11 +30,17 @@ class Attached:
     trained : dict
         Parameters trained outright, plain name -> kind, as `freeze` returns them.
     changes : dict
-        Composed weights, plain parameter name -> change, as `compose` returns them.
-    rank : int or None
-        The rank that was asked for, to report where it was clipped.
+        Composed tensors, plain parameter name -> change; `composed.compose` has put them into the network.
+    beside : dict
+        Small modules beside the network's own, host's name -> module; `beside.put_beside` has put them there.
     statistics : tuple of str
         Buffers that training moves and the state therefore holds.
+    created : tuple of str
+        Biases that the method gave to layers without one; all 0, and frozen under their change.
+    frozen_until : str
+        Name of the module before which nothing trains, so that its input can be computed once and kept; "" for none.
+    notes : tuple of str
+        What the user should know about this combination of method and network.
     """
 
     prunes = False
@@ -49,23 +49,42 @@ class Attached:
         self,
         network: nn.Module,
         trained: dict[str, str],
-        changes: dict[str, LowRank] | None = None,
-        rank: int | None = None,
+        changes: dict[str, Composed] | None = None,
+        *,
+        beside: dict[str, Beside] | None = None,
         statistics: tuple[str, ...] = (),
+        created: tuple[str, ...] = (),
+        frozen_until: str = "",
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.network = network
         self.trained = trained
         self.changes = changes or {}
+        self.beside = beside or {}
         self.statistics = statistics
-        self.clipped = {_layer(n): c.rank for n, c in self.changes.items() if rank is not None and c.rank < rank}
+        self.created = created
+        self.frozen_until = frozen_until
+        self.notes = notes
+        self.clipped = {_layer(n): c.rank for n, c in self.low_rank().items() if c.rank < c.asked}
         self._gradients: dict[str, torch.Tensor] = {}
         self._watched = 0
+
+    @property
+    def merges(self) -> bool:
+        """Whether `merge` gives a network with nothing added."""
+        return not self.beside
+
+    def low_rank(self) -> dict[str, LowRank]:
+        """The low-rank ones of the changes."""
+        return {name: change for name, change in self.changes.items() if isinstance(change, LowRank)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The live tensors of the adapter state by key; the one definition behind everything below."""
         found: dict[str, torch.Tensor] = {}
         for name, change in self.changes.items():
             found |= {f"{name}::{suffix}": tensor for suffix, tensor in change.tensors().items()}
+        for name, module in self.beside.items():
+            found |= {f"{name}::{leaf}": tensor for leaf, tensor in module.named_parameters()}
         found |= {f"{name}::full": self.network.get_parameter(name) for name in self.trained}
         found |= {f"{name}::buffer": self.network.get_buffer(name) for name in self.statistics}
         return found
@@ -107,7 +126,7 @@ class Attached:
         return groups
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Copies of the adapter's tensors, on the CPU, by key (`<plain parameter name>::A|B|v|full|buffer`)."""
+        """Copies of the adapter's tensors, on the CPU, by key (`<plain name>::<what>`, see Docs/add-a-method.md)."""
         return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in self.tensors().items()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -138,7 +157,7 @@ class Attached:
         """Take over the ranks of a pruned state; only methods that prune do something here."""
         if not self.prunes:
             return
-        for name, change in list(self.changes.items()):
+        for name, change in self.low_rank().items():
             kept = {}
             for block, factors in change.blocks.items():
                 saved = state.get(f"{name}::A" if len(change.starts) == 1 else f"{name}::A.{block}")
@@ -188,13 +207,22 @@ class Attached:
             return []
         sizes = {key: float(size) for key, size in self._gradients.items()}
         largest = max(sizes.values())
-        found = []
-        for key in self.trainable():
-            layer, _, leaf = key.partition("::")[0].rpartition(".")
-            beside = sizes.get(f"{layer}.weight::full", largest) if leaf == "bias" else 0.0
-            if sizes.get(key, 0.0) <= _INERT_BIAS * beside:
-                found.append(key)
-        return found
+        return [
+            key
+            for key in self.trainable()
+            if sizes.get(key, 0.0) <= _INERT_BIAS * sizes.get(_weight_beside(key), largest) * _is_bias(key)
+        ]
+
+    def penalty(self) -> torch.Tensor | None:
+        """What is added to the loss of a step, or None."""
+        return None
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """What the method remembers from step to step beside its state, for a checkpoint."""
+        return {}
+
+    def load_memory(self, memory: dict[str, torch.Tensor]) -> None:
+        """Inverse of `memory`."""
 
     def prune(self) -> None:
         """Drop dead components for real, after training; an optimiser of before is of no use afterwards."""
@@ -206,16 +234,16 @@ class Attached:
     def labelled_factors(self) -> dict:
         """Factors of all changes by layer name, with `[k]` for a block of a fused projection."""
         return {
-            _layer(name) + ("" if len(change.starts) == 1 else f"[{block}]"): factors
-            for name, change in self.changes.items()
+            label_of(name, change, block): factors
+            for name, change in self.low_rank().items()
             for block, factors in change.blocks.items()
         }
 
     def facts(self) -> dict:
         """Small facts for events: ranks, where the rank was clipped, tensors without a gradient."""
         facts: dict = {}
-        if self.changes:
-            facts["ranks"] = self.ranks()
+        if ranks := self.ranks():
+            facts["ranks"] = ranks
         if self.clipped:
             facts["clipped"] = dict(self.clipped)
         if inert := self.inert():
@@ -226,91 +254,54 @@ class Attached:
         """Trainable values by kind, and those of stored buffers ("buffers") and of the plain network ("base_total")."""
         share = {kind: sum(p.numel() for p in found) for kind, found in self.parameters_by_kind().items()}
         share["buffers"] = sum(self.network.get_buffer(name).numel() for name in self.statistics)
-        factors = sum(t.numel() for change in self.changes.values() for t in change.tensors().values())
-        share["base_total"] = sum(p.numel() for p in self.network.parameters()) - factors
+        own = [t for change in self.changes.values() for t in change.tensors().values()]
+        own += [t for module in self.beside.values() for t in module.parameters()]
+        # A created bias is not trained itself; its change is.
+        own += [_original(self.network, name) for name in self.created]
+        share["base_total"] = sum(p.numel() for p in self.network.parameters()) - sum(t.numel() for t in own)
         return share
 
     def merge(self) -> nn.Module:
-        """A new plain network in eval mode that computes the same; the attached one stays as it is.
+        """A new network in eval mode that computes the same; the attached one stays as it is.
 
-        It has the class and the keys of the base, no trace of the adapter and nothing frozen.
+        It has the class and the keys of the base (and created biases), no trace of the adapter and nothing frozen. What
+        is beside the network's modules cannot be merged and stays in the copy.
         """
         merged = copy.deepcopy(self.network)
         for module in merged.modules():
             module.__dict__.pop("train", None)
-        for name in self.changes:
-            make_plain(merged.get_submodule(_layer(name)), change=True)
+        for layer in dict.fromkeys(_layer(name) for name in self.changes):
+            make_plain(merged.get_submodule(layer), change=True)
         merged.zero_grad(set_to_none=True)
         return merged.requires_grad_(True).eval()
 
 
-def freeze(network: nn.Module, anatomy: Anatomy, kinds: Iterable[str]) -> dict[str, str]:
-    """Freeze a network but for the parameters of some kinds, in place.
-
-    Kinds: "head", "decoder" (everything inside, normalisation too), "norm" (normalisation elsewhere), "body" (the
-    rest). Where anything is frozen, normalisation statistics stay frozen everywhere and frozen parts stay in eval mode.
-
-    Returns
-    -------
-    dict
-        Plain names of the trainable parameters -> kind.
-    """
-    if any(parametrize.is_parametrized(module) or "train" in vars(module) for module in network.modules()):
-        raise BadInput(
-            "This network already has an adapter or another parametrisation.",
-            "Load the foundation model again, or merge it first.",
-        )
-    chosen = set(kinds)
-    norms = {name for name, module in network.named_modules() if isinstance(module, NORMS)}
-    trained = {}
-    for name, parameter in network.named_parameters():
-        kind = _kind_of(name, anatomy, norms)
-        parameter.requires_grad_(kind in chosen)
-        if kind in chosen:
-            trained[name] = kind
-    if not chosen >= {"norm", "body", "decoder", "head"}:
-        parts = ((anatomy.head,) if "head" in chosen else ()) + (anatomy.decoder if "decoder" in chosen else ())
-        _keep_in_eval(network, parts)
-    return trained
-
-
-def statistics_of(network: nn.Module) -> tuple[str, ...]:
-    """Names of all buffers of normalisation layers, running statistics and counts."""
-    return tuple(
-        f"{name}.{leaf}" if name else leaf
-        for name, module in network.named_modules()
-        if isinstance(module, NORMS)
-        for leaf, _ in module.named_buffers(recurse=False)
-    )
-
-
-def _kind_of(name: str, anatomy: Anatomy, norms: set[str]) -> str:
-    if is_part(name, (anatomy.head,)):
-        return "head"
-    if is_part(name, anatomy.decoder):
-        return "decoder"
-    return "norm" if name.rpartition(".")[0] in norms else "body"
-
-
-def _keep_in_eval(network: nn.Module, parts: tuple[str, ...]) -> None:
-    """Make `train()` leave everything outside `parts` and every running statistic in eval mode.
-
-    Bound methods on the modules themselves: they hold for calls on any sub-module and follow a deep copy.
-    """
-    for name, module in network.named_modules():
-        holds_trained = not name or any(is_part(part, (name,)) for part in parts)
-        if isinstance(module, _NormBase) or not (holds_trained or is_part(name, parts)):
-            module.train = MethodType(_stay_in_eval, module)
-            module.eval()
-
-
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    return type(module).train(module, False)
+def label_of(name: str, change: LowRank, block: str) -> str:
+    """Layer of a change, with `[k]` for a block of a fused projection."""
+    return _layer(name) + ("" if len(change.starts) == 1 else f"[{block}]")
 
 
 def _layer(name: str) -> str:
     """Layer of a plain parameter name."""
     return name.rpartition(".")[0]
+
+
+def _is_bias(key: str) -> bool:
+    """Whether a key belongs to a bias of a layer, or to that of a module beside."""
+    plain, _, suffix = key.partition("::")
+    return "bias" in (plain.rpartition(".")[2], suffix.rpartition(".")[2])
+
+
+def _weight_beside(key: str) -> str:
+    """The key of the weight that belongs to a bias."""
+    return "weight".join(key.rsplit("bias", 1))
+
+
+def _original(network: nn.Module, name: str) -> nn.Parameter:
+    """The frozen tensor under a change, by plain name."""
+    layer, _, leaf = name.rpartition(".")
+    module = network.get_submodule(layer)
+    return module.parametrizations[leaf].original if parametrize.is_parametrized(module) else getattr(module, leaf)
 
 
 def _problem(what: str, items: Iterable[str]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from peftseg.adapters.base import Attached, freeze
+from peftseg.adapters.base import Attached
+from peftseg.adapters.freezing import freeze
 from peftseg.networks import Anatomy
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from peftseg.adapters.base import Attached, freeze, statistics_of
+from peftseg.adapters.base import Attached
+from peftseg.adapters.freezing import freeze, statistics_of
 from peftseg.networks import Anatomy
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from peftseg.adapters.base import Attached, freeze
-from peftseg.adapters.low_rank import Design, compose, select_layers
+from peftseg.adapters.base import Attached
+from peftseg.adapters.freezing import freeze, outright
+from peftseg.adapters.low_rank import Design, add_low_rank, select_layers
 from peftseg.networks import Anatomy
 
 
@@ -15,14 +16,17 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
     Parameters
     ----------
     options : dict
-        From `check_options("lora", ...)`. A given alpha is divided by the rank asked for, also where a layer's rank is
-        clipped, so that all layers have one scale.
+        From `check_options("lora", ...)`.
     train_decoder : bool
         Train the decoder outright too; its layers then get no adapter.
     """
-    outright = anatomy.decoder if train_decoder else ()
-    layers = select_layers(network, anatomy, options["layers"], outright)
-    trained = freeze(network, anatomy, ("head", "decoder") if train_decoder else ("head",))
-    alpha = options["rank"] if options["alpha"] is None else options["alpha"]
-    design = Design(rank=options["rank"], scale=alpha / options["rank"], form=options["form"])
-    return Attached(network, trained, compose(layers, design), rank=options["rank"])
+    layers = select_layers(network, anatomy, options["layers"], anatomy.decoder if train_decoder else ())
+    trained = freeze(network, anatomy, outright(train_decoder))
+    design = Design(
+        rank=None if options["dynamic_rank"] else options["rank"],
+        alpha=options["alpha"],
+        form=options["form"],
+        first=options["init"],
+        fused=() if options["qkv"] == "joint" else ("q", "k", "v"),
+    )
+    return Attached(network, trained, add_low_rank(network, layers, design))

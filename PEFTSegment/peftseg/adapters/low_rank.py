@@ -7,23 +7,21 @@ The *weight* is composed and the layer runs once, so stride, dilation, groups an
 from __future__ import annotations
 
 import math
-import re
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.amp import is_autocast_available
 from torch.nn import functional
-from torch.nn.utils import parametrize
 
+from peftseg.adapters.composed import Composed, compose, in_full_precision
+from peftseg.adapters.layers import CONVOLUTIONS, TRANSPOSED, choose_layers, outside
 from peftseg.errors import BadInput
 from peftseg.networks import Anatomy, is_part
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WHOLE = "whole"
-_LISTED = 20
+GATES = {"ones": 1.0, "zeros": 0.0}
+NORMAL = 0.02  # of A and B in AdaLoRA
+_SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -32,23 +30,31 @@ class Design:
 
     Attributes
     ----------
-    rank : int
-        Components a block of rows; clipped to the smaller side of the block's unfolding.
-    scale : float
-        Factor of the change.
+    rank : int or None
+        Components a block of rows, clipped to the smaller side of the block's unfolding; None: half of its rows.
+    alpha : float or None
+        The change is multiplied by alpha / rank asked for (also where a layer's is clipped, so that all have one scale);
+        None: by 1.
     form : str
         "window" or "loralib" (METHODS 5.1); linear and transposed layers have the window form in both.
+    first : str
+        First value of A and B: "kaiming" and 0, "pca" (directions of the weight) and 0, or "normal" for both.
     gates : str or None
-        First value of the gates v, "ones" or "uniform" in [-1, 1]; None: no gates.
+        First value of the gates v, "ones", "zeros" or "uniform" in [-1, 1]; None: no gates.
     fused : tuple of str
-        Which of "q", "k", "v" are adapted in a fused attention projection, each with its own factors.
+        Which of "q", "k", "v" are adapted in a fused attention projection, each with its own factors; none: one pair of
+        factors, three times as wide, for all three.
+    magnitude : bool
+        Train the length of each row of the changed weight apart from its direction (DoRA).
     """
 
-    rank: int
-    scale: float = 1.0
+    rank: int | None
+    alpha: float | None = None
     form: str = "window"
+    first: str = "kaiming"
     gates: str | None = None
     fused: tuple[str, ...] = ("q", "k", "v")
+    magnitude: bool = False
 
 
 class Factors(nn.Module):
@@ -60,22 +66,32 @@ class Factors(nn.Module):
         Size of the change as a matrix.
     inner : int
         Inner size: the rank in the window form, rank * kernel size in the loralib form.
+    scale : float
+        Factor of the change.
     design : Design
-        Scale and gates.
-    like : torch.Tensor
-        The weight, for device and type.
+        First values and gates.
+    weight : torch.Tensor
+        The block of the weight as a matrix, (rows, columns); in the loralib form of another shape and not looked at.
     """
 
-    def __init__(self, rows: int, columns: int, inner: int, design: Design, like: torch.Tensor) -> None:
+    def __init__(self, rows: int, columns: int, inner: int, scale: float, design: Design, weight: torch.Tensor) -> None:
         super().__init__()
-        self.scale = design.scale
-        self.A = nn.Parameter(like.new_empty(inner, columns))
-        self.B = nn.Parameter(like.new_zeros(rows, inner))
+        self.scale = scale
+        self.A = nn.Parameter(weight.new_empty(inner, columns))
+        self.B = nn.Parameter(weight.new_zeros(rows, inner))
         # Kaiming-uniform with a = sqrt(5), bound 1 / sqrt(columns), as in microsoft/LoRA; B = 0 makes the change 0.
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        if design.first == "pca":
+            _set_to_directions(self.A, weight)
+        elif design.first == "normal":
+            nn.init.normal_(self.A, std=NORMAL)
+            nn.init.normal_(self.B, std=NORMAL)
         self.v = None
         if design.gates is not None:
-            first = like.new_ones(inner) if design.gates == "ones" else like.new_empty(inner).uniform_(-1, 1)
+            uniform = design.gates == "uniform"
+            first = (
+                weight.new_empty(inner).uniform_(-1, 1) if uniform else weight.new_full((inner,), GATES[design.gates])
+            )
             self.v = nn.Parameter(first)
 
     def change(self) -> torch.Tensor:
@@ -102,7 +118,7 @@ class Factors(nn.Module):
         return {name: tensor for name in ("A", "B", "v") if (tensor := getattr(self, name)) is not None}
 
 
-class LowRank(nn.Module):
+class LowRank(Composed):
     """The change of one weight, as a parametrisation.
 
     Parameters
@@ -122,21 +138,32 @@ class LowRank(nn.Module):
         self.transposed = isinstance(layer, TRANSPOSED)
         rows = shape[1] if self.transposed else shape[0]
         columns = math.prod(shape) // rows
-        if is_fused(name, layer):
+        fused = is_fused(name, layer)
+        third, blocks = rows, {WHOLE: 0}
+        if fused and design.fused:
             third = rows // 3
             blocks = {block: i * third for i, block in enumerate(("q", "k", "v")) if block in design.fused}
-        else:
-            third, blocks = rows, {WHOLE: 0}
         self.starts = blocks
-        self.rank = min(design.rank, third, columns)
-        kernel = _loralib_kernel(name, layer) if design.form == "loralib" else None
+        self.asked = max(1, third // 2) if design.rank is None else design.rank
+        if fused and not design.fused and design.rank is not None:
+            self.asked *= 3
+        self.rank = min(self.asked, third, columns)
+        kernel = _loralib_kernel(name, layer, design) if design.form == "loralib" else None
         height, width, inner = third, columns, self.rank
         if kernel is not None:
             # A (r k, C_in/g k), B (C_out k^(d-1), r k); the product is read as the weight in memory order.
             height, width, inner = shape[0] * kernel ** (len(shape) - 3), shape[1] * kernel, self.rank * kernel
-        like = layer.weight.detach()
+        weight = layer.weight.detach()
+        matrix = (weight.transpose(0, 1) if self.transposed else weight).reshape(rows, columns)
         self.height = rows if kernel is None else height
-        self.blocks = nn.ModuleDict({block: Factors(height, width, inner, design, like) for block in blocks})
+        scale = 1.0 if design.alpha is None else design.alpha / (design.rank or self.asked)
+        self.blocks = nn.ModuleDict(
+            {
+                block: Factors(height, width, inner, scale, design, matrix[start : start + third])
+                for block, start in blocks.items()
+            }
+        )
+        self.m = nn.Parameter(self._lengths(weight)) if design.magnitude else None
 
     def delta(self) -> torch.Tensor:
         """The change, in the weight's shape."""
@@ -146,11 +173,18 @@ class LowRank(nn.Module):
         return matrix.reshape(self.shape)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """W0 -> W0 + change, in the precision of the weights also under autocast, so that merging changes nothing."""
-        device = weight.device.type
-        # The meta device, on which sizes are counted, has no autocast.
-        with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
-            return weight + self.delta()
+        """W0 -> W0 + change, its rows set to the length m where that is trained."""
+        with in_full_precision(weight):
+            changed = weight + self.delta()
+            if self.m is None:
+                return changed
+            # The length is a constant in the gradient, as published (DoRA, section 4.3).
+            factor = self.m / self._lengths(changed.detach()).clamp(min=_SMALLEST)
+            return changed * factor.reshape([-1 if d == self.transposed else 1 for d in range(len(self.shape))])
+
+    def _lengths(self, weight: torch.Tensor) -> torch.Tensor:
+        """Length of the weights of each output channel."""
+        return torch.linalg.vector_norm(weight, dim=[d for d in range(weight.ndim) if d != self.transposed])
 
     def _in_place(self, block: str, matrix: torch.Tensor) -> torch.Tensor:
         """A block's rows among zeros: (rows of the block, columns) -> (rows, columns)."""
@@ -159,18 +193,33 @@ class LowRank(nn.Module):
         return functional.pad(matrix, (0, 0, start, below)) if start or below else matrix
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """The factors by key suffix: "A", "B", "v", or "A.k" and so on for a block of a fused projection."""
-        return {
+        """The factors by key suffix: "A", "B", "v", or "A.k" and so on for a block of a fused projection, and "m"."""
+        found = {
             suffix if block == WHOLE else f"{suffix}.{block}": tensor
             for block, factors in self.blocks.items()
             for suffix, tensor in factors.tensors().items()
         }
+        return found if self.m is None else {**found, "m": self.m}
 
 
-def _loralib_kernel(name: str, layer: nn.Module) -> int | None:
+@torch.no_grad()
+def _set_to_directions(rows: torch.Tensor, weight: torch.Tensor) -> None:
+    """Set rows of A to the principal directions of a weight (METHODS 5.2); rows beyond their number stay."""
+    count = min(len(rows), len(weight) - 1, weight.shape[1])
+    if count > 0:
+        directions = torch.linalg.svd(weight - weight.mean(dim=0), full_matrices=False).Vh
+        rows[:count] = directions[:count]
+
+
+def _loralib_kernel(name: str, layer: nn.Module, design: Design) -> int | None:
     """Kernel size for the loralib form; None where the layer has the window form in both."""
     if not isinstance(layer, CONVOLUTIONS):
         return None
+    if design.first == "pca":
+        raise BadInput(
+            "The first value 'pca' needs the form 'window': the form 'loralib' has no directions of the weight.",
+            "Choose the form 'window', or the first value 'kaiming'.",
+        )
     if len(set(layer.kernel_size)) > 1:
         raise BadInput(
             f"Layer {name} has kernel size {tuple(layer.kernel_size)}; the form 'loralib' needs equal sides.",
@@ -188,82 +237,33 @@ def is_fused(name: str, layer: nn.Module) -> bool:
 def adaptable_layers(network: nn.Module, anatomy: Anatomy, trained: tuple[str, ...]) -> dict[str, nn.Module]:
     """Layers that a low-rank change can be added to, by name; those that are trained outright are left out."""
     kinds = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, kinds) and not is_part(name, (anatomy.head, *trained))
-    }
+    return {name: module for name, module in outside(network, anatomy, trained).items() if isinstance(module, kinds)}
 
 
 def select_layers(
     network: nn.Module, anatomy: Anatomy, layers: str, trained: tuple[str, ...] = ()
 ) -> dict[str, nn.Module]:
-    """The layers that the option `layers` names.
+    """The layers that the option `layers` names, as in `layers.choose_layers`.
+
+    "attention" means the fused q-k-v projections of the encoder, and "auto" these where there are any, else the encoder's
+    convolutions. Transposed convolutions are adapted only where an expression matches them.
 
     Parameters
     ----------
-    layers : str
-        "attention": fused q-k-v projections of the encoder; "encoder": its linear layers and convolutions; "all": those
-        of the whole network but the head; "auto": attention where the encoder has it, else the encoder's convolutions;
-        anything else: a regular expression that matches whole layer names. Transposed convolutions are adapted only
-        where an expression matches them.
     trained : tuple of str
         Prefixes of what is trained outright and needs no adapter.
-
-    Raises
-    ------
-    BadInput
-        When nothing matches; lists layers that can be adapted.
     """
     adaptable = adaptable_layers(network, anatomy, trained)
     plain = {n: m for n, m in adaptable.items() if not isinstance(m, TRANSPOSED)}
     encoder = {n: m for n, m in plain.items() if is_part(n, anatomy.encoder)}
     attention = {n: m for n, m in encoder.items() if is_fused(n, m)}
     convolutions = {n: m for n, m in encoder.items() if isinstance(m, CONVOLUTIONS)}
-    named = {"attention": attention, "encoder": encoder, "all": plain, "auto": attention or convolutions}
-    chosen = named[layers] if layers in named else _matching(adaptable, layers)
-    if not chosen:
-        names = list(adaptable)
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        raise BadInput(
-            f"No layer of this network fits layers '{layers}'; layers that can be adapted: "
-            f"{', '.join(names[:_LISTED]) or 'none'}{more}.",
-            "Use auto, attention, encoder, all, or a regular expression that matches whole layer names.",
-        )
-    return chosen
+    named = {"attention": attention, "auto": attention or convolutions}
+    return choose_layers(network, anatomy, layers, plain, named=named, by_pattern=adaptable, auto="auto")
 
 
-def _matching(adaptable: dict[str, nn.Module], pattern: str) -> dict[str, nn.Module]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise BadInput(
-            f"layers '{pattern}' is not a regular expression ({error}).",
-            "Use auto, attention, encoder, all, or a regular expression that matches whole layer names.",
-        ) from error
-    return {name: module for name, module in adaptable.items() if expression.fullmatch(name)}
-
-
-def compose(layers: dict[str, nn.Module], design: Design) -> dict[str, LowRank]:
-    """Add a change to each layer's weight, in place; returns the changes by plain parameter name."""
-    changes = {f"{name}.weight": LowRank(name, layer, design) for name, layer in layers.items()}
-    for change, layer in zip(changes.values(), layers.values(), strict=True):
-        parametrize.register_parametrization(layer, "weight", change)
+def add_low_rank(network: nn.Module, layers: dict[str, nn.Module], design: Design) -> dict[str, Composed]:
+    """Add a low-rank change to each layer's weight, in place; returns the changes by plain parameter name."""
+    changes: dict[str, Composed] = {f"{name}.weight": LowRank(name, layer, design) for name, layer in layers.items()}
+    compose(network, changes)
     return changes
-
-
-def make_plain(layer: nn.Module, change: bool) -> None:
-    """Turn a composed layer into a plain one of its class, in place, with or without the change in its weight.
-
-    `parametrize.remove_parametrizations` is of no use here: it deletes the weight from the layer's class, which deep
-    copies share, so removing it from a copy breaks the original.
-    """
-    original = layer.parametrizations["weight"].original
-    weight = nn.Parameter(layer.weight.detach().clone()) if change else original
-    plain_class = parametrize.type_before_parametrizations(layer)
-    del layer.parametrizations
-    layer.__class__ = plain_class
-    rest = dict(layer._parameters)
-    layer._parameters.clear()
-    layer.register_parameter("weight", weight)
-    layer._parameters.update(rest)

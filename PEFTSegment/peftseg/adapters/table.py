@@ -5,58 +5,48 @@ A new method is one file with an `attach` function and one entry here; see Docs/
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from peftseg.errors import BadInput, unknown_name
+from peftseg.adapters.options import MethodInfo, Option, checked
+from peftseg.errors import unknown_name
 
+__all__ = ["METHODS", "MethodInfo", "Option", "check_options", "learning_rates", "method_info"]
 
-@dataclass(frozen=True)
-class Option:
-    """One option of a method.
-
-    Attributes
-    ----------
-    name : str
-        Key in the options of a job.
-    default : int, float, str, bool or None
-        Value when left out; its type is the option's type. None: a number that may be left to the method.
-    help : str
-        One sentence for the user.
-    choices : tuple of str, optional
-        The only valid values.
-    minimum : float, optional
-        Smallest valid number.
-    """
-
-    name: str
-    default: int | float | str | bool | None
-    help: str
-    choices: tuple[str, ...] | None = None
-    minimum: float | None = None
-
-
-@dataclass(frozen=True)
-class MethodInfo:
-    """One method: what the user reads about it, where its code is, and its options."""
-
-    name: str
-    title: str
-    summary: str
-    module: str
-    options: tuple[Option, ...]
-
-
+PRESET = "preset"
 _RANK = Option("rank", 16, "Number of components that each adapted layer gets.", minimum=1)
 _LAYERS = Option(
     "layers",
     "auto",
-    "Which layers are adapted: auto, attention, encoder, all, or a regular expression that matches whole layer names.",
+    "Which layers are adapted: auto (what suits the method), attention, encoder, decoder, last_block (of the decoder), "
+    "all, or a regular expression that matches whole layer names.",
 )
+_ALPHA = Option("alpha", None, "The change is multiplied by alpha / rank; left out, by 1.", minimum=1e-3)
+_FORM = Option(
+    "form",
+    "window",
+    "How a convolution's weight is factorised: window (true rank), or loralib (as the LoRA package does).",
+    choices=("window", "loralib"),
+)
+_BN_MODE = Option(
+    "bn_mode",
+    "source",
+    "Statistics of batch normalisation: source (those of the base model, kept), or batch (those of each training batch; "
+    "their running mean becomes part of the adapter).",
+    choices=("source", "batch"),
+)
+
+
+def _preset(*names: str) -> Option:
+    return Option(
+        PRESET, "none", "A published setting by name; options that are set here as well count more.", ("none", *names)
+    )
+
+
 _LR_ADAPTER = Option("lr_adapter", 1e-2, "Learning rate of the adapter.", minimum=0.0)
 _LR_DECODER = Option("lr_decoder", 3e-3, "Learning rate of the decoder, where it is trained.", minimum=0.0)
 _LR_HEAD = Option("lr_head", 3e-3, "Learning rate of the head.", minimum=0.0)
+_LR_NORM = Option("lr_norm", 1e-2, "Learning rate of normalisation layers.", minimum=0.0)
 _LR_BODY = Option("lr_body", 3e-3, "Learning rate of the rest of the network.", minimum=0.0)
 
 _LORA = MethodInfo(
@@ -65,19 +55,29 @@ _LORA = MethodInfo(
     summary="Adds a small low-rank change to chosen layers and trains the head; the base weights stay as they are.",
     module="peftseg.adapters.lora",
     options=(
+        _preset("fseft"),
         _RANK,
-        Option("alpha", None, "The change is multiplied by alpha / rank; left out, by 1.", minimum=1e-3),
+        _ALPHA,
         _LAYERS,
+        _FORM,
         Option(
-            "form",
-            "window",
-            "How a convolution's weight is factorised: window (true rank), or loralib (as the LoRA package does).",
-            choices=("window", "loralib"),
+            "init",
+            "kaiming",
+            "First values of the change's inner factor: kaiming (random), or pca (main directions of the layer's weights).",
+            choices=("kaiming", "pca"),
+        ),
+        Option("dynamic_rank", False, "Give each layer half its output channels as rank, whatever rank says."),
+        Option(
+            "qkv",
+            "separate",
+            "In transformer blocks: separate changes of query, key and value, or one joint change, three times as wide.",
+            choices=("separate", "joint"),
         ),
         _LR_ADAPTER,
         _LR_DECODER,
         _LR_HEAD,
     ),
+    presets={"fseft": {"rank": 4, "layers": "attention", "qkv": "joint"}},
 )
 
 _ARENA = MethodInfo(
@@ -115,6 +115,167 @@ _ARENA = MethodInfo(
     ),
 )
 
+_DORA = MethodInfo(
+    name="dora",
+    title="DoRA",
+    summary="LoRA that learns the size of each layer's weights apart from their direction.",
+    module="peftseg.adapters.dora",
+    options=(_RANK, _ALPHA, _LAYERS, _FORM, _LR_ADAPTER, _LR_DECODER, _LR_HEAD),
+)
+
+_ADALORA = MethodInfo(
+    name="adalora",
+    title="AdaLoRA",
+    summary="Starts with more components than wanted and keeps those that matter most for your scans.",
+    module="peftseg.adapters.adalora",
+    options=(
+        replace(_RANK, default=8, help="Number of components that an adapted layer keeps on average."),
+        Option("start_rank", 12, "Number of components that each adapted layer starts with.", minimum=1),
+        _ALPHA,
+        _LAYERS,
+        Option("orthogonality", 0.1, "Strength of the rule that components must differ from each other.", minimum=0.0),
+        _LR_ADAPTER,
+        _LR_DECODER,
+        _LR_HEAD,
+    ),
+)
+
+_CONVLORA = MethodInfo(
+    name="convlora",
+    title="ConvLoRA",
+    summary="Very small low-rank changes of the encoder's convolutions, made for a change of scanner.",
+    module="peftseg.adapters.convlora",
+    options=(
+        _preset("published"),
+        replace(_RANK, default=2),
+        _ALPHA,
+        _LAYERS,
+        replace(_FORM, default="loralib"),
+        Option(
+            "train_norm", False, "Train the normalisation inside the adapted blocks, too, as the released code does."
+        ),
+        _BN_MODE,
+        _LR_ADAPTER,
+        _LR_NORM,
+        _LR_DECODER,
+        _LR_HEAD,
+    ),
+    presets={"published": {"rank": 2, "form": "loralib", "train_norm": True, "bn_mode": "batch"}},
+)
+
+_BITFIT = MethodInfo(
+    name="bitfit",
+    title="Bias tuning (BitFit)",
+    summary="Trains the constant offsets of the layers only, a tiny part of the model.",
+    module="peftseg.adapters.bitfit",
+    options=(
+        _preset("fseft"),
+        _LAYERS,
+        Option("relative_position", False, "Train the tables of relative positions of transformer blocks, too."),
+        _LR_ADAPTER,
+        _LR_DECODER,
+        _LR_HEAD,
+    ),
+    presets={"fseft": {"layers": r".*\.(attn|mlp)(\..*)?", "relative_position": True}},
+)
+
+_AFFINE = MethodInfo(
+    name="affine",
+    title="Normalisation tuning",
+    summary="Trains how the layers' outputs are scaled and shifted when they are normalised.",
+    module="peftseg.adapters.affine",
+    options=(_LAYERS, _BN_MODE, _LR_NORM, _LR_DECODER, _LR_HEAD),
+)
+
+_SSF = MethodInfo(
+    name="ssf",
+    title="Scale and shift (SSF)",
+    summary="Scales and shifts the layers' outputs; costs nothing when the adapter is used.",
+    module="peftseg.adapters.ssf",
+    options=(
+        _preset("published"),
+        _LAYERS,
+        Option(
+            "after",
+            "norm",
+            "What is scaled and shifted: the outputs of norm (normalisation layers), of conv (convolutions and linear "
+            "layers), or of all. What follows a convolution may undo it.",
+            choices=("norm", "conv", "all"),
+        ),
+        Option(
+            "init",
+            "identity",
+            "First values: identity (the model starts unchanged), or published (random around it).",
+            choices=("identity", "published"),
+        ),
+        _LR_ADAPTER,
+        _LR_DECODER,
+        _LR_HEAD,
+    ),
+    presets={"published": {"after": "all", "init": "published"}},
+)
+
+_CONV_ADAPTER = MethodInfo(
+    name="conv_adapter",
+    title="Conv-Adapter",
+    summary="Puts small additional convolutions beside those of the model.",
+    module="peftseg.adapters.conv_adapter",
+    options=(
+        _preset("official", "thesis"),
+        Option(
+            "scheme",
+            "conv_parallel",
+            "Where they go: beside each convolution or each block of convolutions, on its input (parallel) or on its "
+            "output (sequential).",
+            choices=("conv_parallel", "conv_sequential", "block_parallel", "block_sequential"),
+        ),
+        _LAYERS,
+        Option("gamma", 4, "The inner width is the number of input channels divided by this.", minimum=1),
+        Option("width", 0, "Inner width in channels, instead of gamma; 0: by gamma.", minimum=0),
+        Option("depthwise", True, "Keep groups of channels apart in the first convolution; smaller."),
+        Option(
+            "init",
+            "zero",
+            "First values: zero (the model starts unchanged), or published (random).",
+            choices=("zero", "published"),
+        ),
+        _LR_ADAPTER,
+        _LR_DECODER,
+        _LR_HEAD,
+    ),
+    presets={
+        "official": {"scheme": "conv_parallel", "gamma": 4, "width": 0, "depthwise": True, "init": "published"},
+        "thesis": {"scheme": "block_parallel", "width": 32, "depthwise": False},
+    },
+)
+
+_ADAPTFORMER = MethodInfo(
+    name="adaptformer",
+    title="AdaptFormer",
+    summary="Puts a small additional network beside parts of each transformer block; for models that have them.",
+    module="peftseg.adapters.adaptformer",
+    options=(
+        _LAYERS,
+        Option("bottleneck", 16, "Inner width of the additional networks.", minimum=1),
+        Option("scale", 0.1, "Factor of what they add.", minimum=1e-6),
+        _LR_ADAPTER,
+        _LR_DECODER,
+        _LR_HEAD,
+    ),
+)
+
+_SPATIAL_ADAPTER = MethodInfo(
+    name="spatial_adapter",
+    title="Spatial adapter",
+    summary="Trains two small convolutions between the unchanged model and its last layer.",
+    module="peftseg.adapters.spatial_adapter",
+    options=(
+        Option("kernel", 3, "Width of the convolutions in voxels, an odd number.", minimum=1),
+        replace(_LR_ADAPTER, default=1e-3),
+        _LR_HEAD,
+    ),
+)
+
 _LINEAR_PROBE = MethodInfo(
     name="linear_probe",
     title="Linear probe",
@@ -131,6 +292,14 @@ _DECODER = MethodInfo(
     options=(_LR_DECODER, _LR_HEAD),
 )
 
+_SELECTIVE = MethodInfo(
+    name="selective",
+    title="Selective fine-tuning",
+    summary="Trains chosen layers in full, if nothing else is said the last part of the decoder, and the head.",
+    module="peftseg.adapters.selective",
+    options=(_LAYERS, _LR_BODY, _LR_DECODER, _LR_HEAD),
+)
+
 _FULL = MethodInfo(
     name="full",
     title="Full fine-tuning",
@@ -139,7 +308,26 @@ _FULL = MethodInfo(
     options=(_LR_BODY, _LR_DECODER, _LR_HEAD),
 )
 
-METHODS: dict[str, MethodInfo] = {m.name: m for m in (_LORA, _ARENA, _LINEAR_PROBE, _DECODER, _FULL)}
+METHODS: dict[str, MethodInfo] = {
+    m.name: m
+    for m in (
+        _LORA,
+        _ARENA,
+        _ADALORA,
+        _DORA,
+        _CONVLORA,
+        _CONV_ADAPTER,
+        _SSF,
+        _AFFINE,
+        _BITFIT,
+        _ADAPTFORMER,
+        _SPATIAL_ADAPTER,
+        _LINEAR_PROBE,
+        _SELECTIVE,
+        _DECODER,
+        _FULL,
+    )
+}
 
 
 def method_info(method: str) -> MethodInfo:
@@ -150,7 +338,7 @@ def method_info(method: str) -> MethodInfo:
 
 
 def check_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
-    """All options of a method: the given ones checked, the others filled in with their defaults.
+    """All options of a method: the given ones checked, the others from the preset or else with their defaults.
 
     Parameters
     ----------
@@ -169,51 +357,11 @@ def check_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
     for name in options:
         if name not in known:
             raise unknown_name(f"option of method '{method}'", name, known)
-    given = {name: _checked(method, known[name], value) for name, value in options.items()}
-    return {name: given.get(name, option.default) for name, option in known.items()}
+    given = {name: checked(method, known[name], value) for name, value in options.items()}
+    preset = info.presets.get(given.get(PRESET, ""), {})
+    return {name: given.get(name, preset.get(name, option.default)) for name, option in known.items()}
 
 
 def learning_rates(options: dict[str, Any]) -> dict[str, float]:
-    """Learning rates by kind ("adapter", "decoder", "head", "body") from options that `check_options` gave."""
+    """Learning rates by kind ("adapter", "norm", "decoder", "head", "body") from options that `check_options` gave."""
     return {name.removeprefix("lr_"): value for name, value in options.items() if name.startswith("lr_")}
-
-
-def _checked(method: str, option: Option, value: Any) -> Any:
-    result = _converted(option, value)
-    valid = result is not _INVALID
-    if valid and option.choices is not None:
-        valid = result in option.choices
-    if valid and option.minimum is not None and result is not None:
-        valid = result >= option.minimum
-    if not valid:
-        raise BadInput(
-            f"Option '{option.name}' of method '{method}' is {value!r}; expected {_expected(option)}.",
-            f"Correct it, or leave it out to use {option.default!r}.",
-        )
-    return result
-
-
-_INVALID = object()
-
-
-def _converted(option: Option, value: Any) -> Any:
-    """The value in the option's type, or `_INVALID`."""
-    if isinstance(option.default, bool) or isinstance(value, bool):
-        return value if isinstance(option.default, bool) and isinstance(value, bool) else _INVALID
-    if isinstance(option.default, str):
-        return value if isinstance(value, str) else _INVALID
-    if value is None:
-        return None if option.default is None else _INVALID
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return _INVALID
-    if isinstance(option.default, int):
-        return int(value) if value == int(value) else _INVALID
-    return float(value)
-
-
-def _expected(option: Option) -> str:
-    if option.choices is not None:
-        return "one of " + ", ".join(option.choices)
-    kinds = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
-    kind = kinds.get(type(option.default), "a number or nothing")
-    return kind if option.minimum is None else f"{kind}, at least {option.minimum:g}"

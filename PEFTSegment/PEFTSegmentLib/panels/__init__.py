@@ -1,0 +1,1 @@
+"""One panel a step; each fills one section of the module."""

@@ -1,0 +1,216 @@
+"""The check before an adaptation and the adaptation itself as background jobs. No widgets.
+
+A finished adaptation stays with its folder, also over a restart of Slicer, until the user has dismissed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from peftseg.config import AdaptJob, CheckJob
+from peftseg.events import Event
+
+from .. import dialogs, work
+from ..context import Context
+from ..dialogs import Problem
+from ..plots import Curves
+from ..runner import Task
+from .adapt_choices import Support, fingerprint
+from .adapt_progress import with_names
+from .adapt_resume import can_go_on
+
+CHECK, ADAPT = "check before adapting", "adapt"
+COSTS = ("seconds", "memory_gb", "free_gb")
+MOST_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check has found so far.
+
+    Attributes
+    ----------
+    fingerprint : str
+        What it is valid for.
+    tokens : tuple of str
+        The scans, in the order of their numbers.
+    facts : dict
+        Time and memory; with everything else that `peftseg.check` tells when it has ended.
+    device : str
+        "cpu", "cuda:0"...
+    ended : bool
+    """
+
+    fingerprint: str
+    tokens: tuple[str, ...]
+    facts: dict[str, Any]
+    device: str
+    ended: bool
+
+
+class AdaptJobs:
+    """Submits checks and adaptations and takes what they tell.
+
+    Parameters
+    ----------
+    context : Context
+    support_now : callable
+        Gives the support set as it is now.
+    go_on : callable
+        Called when a check that an adaptation waits for has found nothing against it.
+    """
+
+    def __init__(self, context: Context, support_now: Callable[[], Support], go_on: Callable[[str], None]) -> None:
+        self._context, self._support_now, self._go_on = context, support_now, go_on
+        self.checked: Checked | None = None
+        self.asks = False  # the model already matches the labels: the user decides
+        self.message = ""
+        self.curves: dict[str, Curves] = {}
+        context.runner.on(CHECK, self._hear_check)
+        context.runner.on(ADAPT, self._hear_adaptation)
+
+    # what there is
+
+    def check_now(self) -> Task | None:
+        """The check that runs."""
+        return next((task for task in self._context.runner.of(CHECK) if task.active), None)
+
+    def running(self) -> list[Task]:
+        """Adaptations that have not ended, the oldest first."""
+        return [task for task in self._context.runner.of(ADAPT) if task.active]
+
+    def finished(self) -> Task | None:
+        """The newest adaptation that nobody has dismissed."""
+        return next((t for t in reversed(self._context.runner.of(ADAPT)) if t.state == "finished"), None)
+
+    def unfinished(self) -> Task | None:
+        """The newest adaptation that failed or was cancelled and is kept."""
+        tasks = reversed(self._context.runner.of(ADAPT))
+        return next((task for task in tasks if task.state in ("failed", "cancelled")), None)
+
+    def is_current(self, found: Support) -> bool:
+        """Whether the last check is valid for the choices as they are now."""
+        return self.checked is not None and self.checked.fingerprint == fingerprint(self._context, found)
+
+    # asking for work
+
+    def check(self, found: Support, then_adapt: bool) -> Task:
+        """Start a check; PeftsegError says what is missing."""
+        self.asks, self.message = False, ""
+        note = {
+            "purpose": CHECK,
+            "title": _("Check before adapting"),
+            "fingerprint": fingerprint(self._context, found),
+            "then_adapt": then_adapt,
+        }
+        return work.submit_support(self._context, note, CheckJob)
+
+    def adapt(self, found: Support, name: str) -> Task:
+        """Start an adaptation; PeftsegError says what is missing."""
+        self.asks, self.message = False, ""
+        note = {
+            "purpose": ADAPT,
+            "title": _("Adapt: {name}").format(name=name),
+            "adapter": name,
+            "structures": [s.name for s in found.wanted],
+            "colours": [list(s.colour) for s in found.wanted],
+            "estimate": self._context.state.estimate,
+        }
+
+        def out(folder: Path) -> str:
+            return str(folder / "result" / "adapter.safetensors")
+
+        return work.submit_support(self._context, note, AdaptJob, out=out, name=name, store=True)
+
+    def dismiss(self, task: Task) -> None:
+        """Take an ended adaptation off the list and delete its folder."""
+        self.curves.pop(task.folder.name, None)
+        self._context.runner.forget(task)
+
+    # what they tell
+
+    def _hear_check(self, task: Task, events: list[Event]) -> None:
+        tokens, mark = tuple(task.note["scans"]), task.note["fingerprint"]
+        for event in events:
+            _note(task, event)
+            if event["event"] == "progress" and event.get("seconds") is not None:
+                facts = {name: event[name] for name in COSTS}
+                self.checked = Checked(mark, tokens, facts, task.note.get("device", ""), False)
+        if task.active:
+            if task.note.get("earlier") and not task.stopping:
+                self._context.runner.cancel(task)  # nobody waits for it any more
+            return
+        if task.state == "finished" and not task.note.get("earlier"):
+            self.checked = Checked(mark, tokens, task.ending, task.ending["device"], True)
+            self._judge(task)
+        elif task.state == "failed" and not task.note.get("earlier"):
+            what = _("The check before adapting did not finish.")
+            dialogs.show_later(dialogs.problem_of_event(task.ending, what))
+        self._context.runner.forget(task)
+
+    def _judge(self, task: Task) -> None:
+        """Tell what is wrong, or go on with the adaptation that waits for this check."""
+        problems = task.ending["problems"]
+        if problems:
+            dialogs.show_later(_problem(problems, task.note["scans"]))
+            return
+        if not task.note["then_adapt"]:
+            return
+        if not self.is_current(self._support_now()):
+            self.message = _("Scans, labels or options have changed during the check: press Adapt once more.")
+        elif task.ending["already_matches"]:
+            self.asks = True
+        else:
+            self._go_on(task.note["fingerprint"])
+
+    def _hear_adaptation(self, task: Task, events: list[Event]) -> None:
+        curves = self._curves_of(task)
+        for event in events:
+            _note(task, event)
+            if event["event"] == "progress":
+                curves.add(event)
+        if task.active or task.state == "finished":
+            return
+        earlier = task.note.get("earlier")
+        if task.state == "failed" and not earlier:
+            what = _("The adaptation '{name}' did not finish.").format(name=task.note["adapter"])
+            problem = dialogs.problem_of_event(task.ending, what)
+            why = with_names(problem.why, task.note["scans"])
+            dialogs.show_later(Problem(what, why, problem.remedy, problem.details))
+        if not can_go_on(task) and not earlier:
+            self.dismiss(task)
+
+    def _curves_of(self, task: Task) -> Curves:
+        if task.folder.name not in self.curves:
+            pairs = zip(task.note.get("structures", ()), task.note.get("colours", ()), strict=False)
+            self.curves[task.folder.name] = Curves(tuple((name, tuple(colour)) for name, colour in pairs))
+        return self.curves[task.folder.name]
+
+
+def _note(task: Task, event: Event) -> None:
+    """Keep what the words about a task need beyond its last event."""
+    kind = event["event"]
+    if kind == "queued":
+        task.note["waits"] = True
+    elif kind == "started":
+        task.note["device"] = event["device"]
+    elif kind == "progress" and event["stage"] != "windows":
+        task.note["part"] = event
+
+
+def _problem(problems: list[dict[str, Any]], tokens: list[str]) -> Problem:
+    """One dialog for all scans that cannot be used."""
+    texts = [with_names(row["message"], tokens) for row in problems]
+    why = "\n".join(texts[:MOST_PROBLEMS])
+    if len(texts) > MOST_PROBLEMS:
+        why += "\n" + _("and {n} more scans").format(n=len(texts) - MOST_PROBLEMS)
+    what = _("Nothing was adapted: a scan cannot be used.")
+    if len(texts) > 1:
+        what = _("Nothing was adapted: {n} scans cannot be used.").format(n=len(texts))
+    details = "\n".join(f"{text} {row['remedy']}" for text, row in zip(texts, problems, strict=True))
+    return Problem(what, why, problems[0]["remedy"], details)

@@ -1,0 +1,102 @@
+"""Going on with an adaptation that was cancelled or failed: its scans, deleted when it ended, are written once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import qt
+from slicer.i18n import tr as _
+
+from peftseg import config
+from peftseg.errors import BadInput
+from peftseg.job_folder import is_alive
+from peftseg.paths import owner_only
+
+from .. import scans, work
+from ..background import Background
+from ..context import Context
+from ..runner import Task
+from .adapt_choices import Support
+
+POLL_MS = 100
+
+
+def can_go_on(task: Task) -> bool:
+    """Whether an ended task has a checkpoint."""
+    return task.state in ("failed", "cancelled") and (task.folder / "checkpoint.safetensors").is_file()
+
+
+def reason_against(context: Context, task: Task, found: Support) -> str:
+    """Why a task cannot go on now, in words; "" when it can."""
+    tokens = {row.scan.GetAttribute(scans.TOKEN) for row in found.rows}
+    if any(token not in tokens for token in task.note["scans"]):
+        return _("Its labelled scans are not all loaded; load their scene first")
+    if [s.name for s in found.wanted] != list(task.note["structures"]):
+        return _("The structures in step 2 are not those that it learnt")
+    return context.engine_ready()
+
+
+class Resuming:
+    """Writes the scans of one task again in a thread, then starts it.
+
+    Parameters
+    ----------
+    context : Context
+    failed : callable
+        Gets the error where it does not work.
+    """
+
+    def __init__(self, context: Context, failed: Callable[[Exception], None]) -> None:
+        self._context, self._failed = context, failed
+        self._writing: Background | None = None
+        self.task: Task | None = None
+        self._timer = qt.QTimer()
+        self._timer.setInterval(POLL_MS)
+        self._timer.timeout.connect(self._poll)
+
+    def start(self, task: Task, found: Support) -> None:
+        """Begin; PeftsegError where a scan cannot be written."""
+        if self.task is not None:
+            return
+        rows = {row.scan.GetAttribute(scans.TOKEN): row for row in found.rows}
+        exports, _states, _wanted = work.support_exports(self._context, [rows[t] for t in task.note["scans"]])
+        scratch = owner_only(task.folder / "scratch")
+        self._writing = Background([(function, scratch, *arguments) for function, *arguments in exports])
+        self.task = task
+        self._timer.start()
+
+    def stop(self) -> None:
+        """The module is unloaded."""
+        self._timer.stop()
+        if self._writing is not None:
+            self._writing.stop()
+        self._writing = self.task = None
+
+    def _poll(self) -> None:
+        self.task.handle.poll()  # takes note of a worker that has ended; it lives on for a moment after its last word
+        if not self._writing.done or is_alive(self.task.folder):
+            return
+        self._timer.stop()
+        task, writing = self.task, self._writing
+        self.task = self._writing = None
+        try:
+            if writing.error is not None:
+                raise writing.error
+            _require_same_files(task)
+            for gone in ("earlier", "waits", "part"):
+                task.note.pop(gone, None)
+            self._context.runner.retry(task)
+        except Exception as error:  # told to the user by the panel
+            self._failed(error)
+        self._context.work_changed()
+
+
+def _require_same_files(task: Task) -> None:
+    """The job names its files; others are written where structures overlap now that did not before."""
+    job = config.from_json((task.folder / "job.json").read_text(encoding="utf-8"))
+    files = [Path(path) for item in job.support for path in (item.image, item.labels)]
+    if not all(path.is_file() for path in files):
+        raise BadInput(
+            _("The labels have changed since this adaptation was started."), _("Discard it, and adapt anew.")
+        )

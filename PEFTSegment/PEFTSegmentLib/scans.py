@@ -1,0 +1,149 @@
+"""Which volumes of the scene are scans that can be used, where they lie, and how they are known again.
+
+Nothing here needs Qt.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import numpy as np
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+from peftseg.errors import BadInput
+
+TOKEN = "PEFTSegment.Token"  # node attribute: a scan is known again by it, in files and in a saved scene
+SHEAR = 1e-3  # cosine of the angle between two axes from which a grid counts as sheared
+
+
+def reason_against(volume: slicer.vtkMRMLVolumeNode) -> str:
+    """Why a volume cannot be used as a scan, in words; "" when it can."""
+    if volume.IsA("vtkMRMLLabelMapVolumeNode"):
+        return _("is a label map, not a scan")
+    if not volume.IsA("vtkMRMLScalarVolumeNode"):
+        return _("is not a plain volume")
+    image = volume.GetImageData()
+    if image is None or image.GetPointData() is None or image.GetPointData().GetScalars() is None:
+        return _("is empty")
+    if volume.IsA("vtkMRMLTensorVolumeNode") or image.GetNumberOfScalarComponents() != 1:
+        return _("has several values a voxel (colour, vector or time series); choose one frame or component first")
+    if min(image.GetDimensions()) < 2:
+        return _("has a single slice")
+    return _reason_against_transform(volume)
+
+
+def _reason_against_transform(volume: slicer.vtkMRMLVolumeNode) -> str:
+    transform = volume.GetParentTransformNode()
+    if transform is not None and not transform.IsTransformToWorldLinear():
+        return _("is under a warping transform; harden it first (Transforms module)")
+    axes = ijk_to_world(volume)[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not lengths.all():
+        return _("has voxels without size")
+    cosines = (axes / lengths).T @ (axes / lengths) - np.eye(3)
+    if np.abs(cosines).max() > SHEAR:
+        return _("has slanted axes (a gantry tilt or a shearing transform); resample it first (Resample Scalar Volume)")
+    return ""
+
+
+def require_usable(volume: slicer.vtkMRMLVolumeNode | None) -> slicer.vtkMRMLScalarVolumeNode:
+    """The volume, or BadInput with the reason against it."""
+    if volume is None or volume.GetScene() is None:
+        raise BadInput(_("The scan is no longer in the scene."), _("Load it again."))
+    reason = reason_against(volume)
+    if reason:
+        raise BadInput(f"{volume.GetName()} {reason}.", _("Choose another scan."))
+    return volume
+
+
+def usable_scans() -> list[slicer.vtkMRMLScalarVolumeNode]:
+    """The scans of the scene that can be used, in the order of the scene."""
+    return [volume for volume in _visible_volumes() if not reason_against(volume)]
+
+
+def refused_volumes() -> list[tuple[str, str]]:
+    """Names of the volumes that cannot be used as scans, and why."""
+    pairs = [(volume.GetName(), reason_against(volume)) for volume in _visible_volumes()]
+    return [(name, reason) for name, reason in pairs if reason]
+
+
+def sort_out() -> tuple[list[slicer.vtkMRMLScalarVolumeNode], list[tuple[str, str]]]:
+    """`usable_scans` and `refused_volumes`, each volume examined once."""
+    pairs = [(volume, reason_against(volume)) for volume in _visible_volumes()]
+    usable = [volume for volume, reason in pairs if not reason]
+    return usable, [(volume.GetName(), reason) for volume, reason in pairs if reason]
+
+
+def _visible_volumes() -> list[slicer.vtkMRMLVolumeNode]:
+    nodes = slicer.util.getNodesByClass("vtkMRMLVolumeNode")
+    return [node for node in nodes if not node.GetHideFromEditors()]
+
+
+def ijk_to_world(volume: slicer.vtkMRMLVolumeNode) -> np.ndarray:
+    """The 4x4 matrix from voxel index (i, j, k) to RAS millimetres, a linear parent transform included."""
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    affine = slicer.util.arrayFromVTKMatrix(matrix)
+    transform = volume.GetParentTransformNode()
+    if transform is None:
+        return affine
+    to_world = vtk.vtkMatrix4x4()
+    if not transform.GetMatrixTransformToWorld(to_world):
+        raise BadInput(
+            _("{name} is under a transform that is not linear.").format(name=volume.GetName()),
+            _("Harden the transform first (Transforms module)."),
+        )
+    return slicer.util.arrayFromVTKMatrix(to_world) @ affine
+
+
+def token(volume: slicer.vtkMRMLNode) -> str:
+    """An opaque name by which a scan is known again, also in another session: made on the first call."""
+    found = volume.GetAttribute(TOKEN)
+    if not found or any(other is not volume for other in _with_token(found)):  # a clone copies its attributes
+        found = uuid.uuid4().hex
+        volume.SetAttribute(TOKEN, found)
+    return found
+
+
+def scan_of(wanted: str) -> slicer.vtkMRMLVolumeNode | None:
+    """The scan with this token, or None where it is not in the scene."""
+    found = _with_token(wanted) if wanted else []
+    return found[0] if found else None
+
+
+def _with_token(wanted: str) -> list[slicer.vtkMRMLVolumeNode]:
+    nodes = slicer.util.getNodesByClass("vtkMRMLVolumeNode")
+    return [node for node in nodes if node.GetAttribute(TOKEN) == wanted]
+
+
+def modality(volume: slicer.vtkMRMLVolumeNode) -> str:
+    """ "CT", "MR" or another DICOM modality where the subject hierarchy knows it, else ""."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    if hierarchy is None:
+        return ""
+    item = hierarchy.GetItemByDataNode(volume)
+    return hierarchy.GetItemAttribute(item, "DICOM.Modality") if item else ""
+
+
+def place_beside(node: slicer.vtkMRMLNode, volume: slicer.vtkMRMLVolumeNode) -> None:
+    """Put a node under the same parent (study, patient or folder) of the subject hierarchy as a scan."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    scan_item, node_item = hierarchy.GetItemByDataNode(volume), hierarchy.GetItemByDataNode(node)
+    if scan_item and node_item:
+        hierarchy.SetItemParent(node_item, hierarchy.GetItemParent(scan_item))
+
+
+def scan_in_view() -> slicer.vtkMRMLScalarVolumeNode | None:
+    """The scan in the background of the slice views, None where there is none that can be used."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        volume = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
+        if volume is not None and not reason_against(volume):
+            return volume
+    return None
+
+
+def show_scan(volume: slicer.vtkMRMLVolumeNode, fit: bool = True) -> None:
+    """Show a scan in the background of the slice views."""
+    slicer.util.setSliceViewerLayers(background=volume, fit=fit)

@@ -1,0 +1,153 @@
+"""Which layers a method adapts: one option with the same names for all methods."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from torch import nn
+
+from peftseg.errors import BadInput
+from peftseg.networks import Anatomy, is_part
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NAMES = ("auto", "attention", "encoder", "decoder", "last_block", "all")
+_LISTED = 20
+_REMEDY = f"Use {', '.join(NAMES)}, or a regular expression that matches whole layer names."
+
+
+def choose_layers(
+    network: nn.Module,
+    anatomy: Anatomy,
+    layers: str,
+    adaptable: dict[str, nn.Module],
+    *,
+    named: dict[str, dict[str, nn.Module]] | None = None,
+    by_pattern: dict[str, nn.Module] | None = None,
+    auto: str = "encoder",
+) -> dict[str, nn.Module]:
+    """The layers that the option `layers` names, of those that a method can adapt.
+
+    Parameters
+    ----------
+    layers : str
+        "attention": in the transformer blocks of the encoder; "encoder", "decoder", "all": there; "last_block": in the
+        decoder's last block; "auto": what suits the method; anything else: a regular expression that matches whole
+        names.
+    adaptable : dict
+        Layers that the names choose from.
+    named : dict, optional
+        What the method means by a name, where it means something else.
+    by_pattern : dict, optional
+        Layers that an expression chooses from, where they are more.
+    auto : str
+        The name that "auto" stands for.
+
+    Raises
+    ------
+    BadInput
+        When nothing matches; lists layers that can be adapted.
+    """
+    by_pattern = adaptable if by_pattern is None else by_pattern
+    name = auto if layers == "auto" else layers
+    if name in (named or {}):
+        chosen = named[name]
+    elif name in NAMES:
+        inside = _prefixes(network, anatomy, name)
+        chosen = {n: m for n, m in adaptable.items() if inside is None or is_part(n, inside)}
+    else:
+        chosen = _matching(by_pattern, name)
+    if not chosen:
+        names = list(by_pattern)
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        raise BadInput(
+            f"No layer of this network fits layers '{layers}'; layers that can be adapted: "
+            f"{', '.join(names[:_LISTED]) or 'none'}{more}.",
+            _REMEDY if names else "Choose another method: this one finds nothing to adapt here.",
+        )
+    return chosen
+
+
+def outside(network: nn.Module, anatomy: Anatomy, trained: tuple[str, ...]) -> dict[str, nn.Module]:
+    """All modules by name but the network itself, its head, and those under the prefixes that are trained outright."""
+    return {n: m for n, m in network.named_modules() if n and not is_part(n, (anatomy.head, *trained))}
+
+
+def conv_blocks(network: nn.Module) -> dict[str, tuple[int, int, int]]:
+    """The network's blocks of convolutions: name -> input channels, output channels, stride.
+
+    A block is the smallest module that runs two or more convolutions wider than one voxel, one after the other; a
+    wrapper around nothing but a block counts as the block (a residual block around its path).
+    """
+    parents: dict[str, list[str]] = {}
+    for name, module in network.named_modules():
+        for prefix in _prefixes_of(name) if _is_wide(module) else ():
+            parents.setdefault(prefix, []).append(name)
+    several = [name for name, inside in parents.items() if len(inside) > 1]
+    smallest = [name for name in several if not any(n != name and is_part(n, (name,)) for n in several)]
+    found = {}
+    for name in smallest:
+        convolutions = [network.get_submodule(n) for n in parents[name]]
+        stride = math.prod(convolution.stride[0] for convolution in convolutions)
+        found[_outermost(network, name)] = (convolutions[0].in_channels, convolutions[-1].out_channels, stride)
+    return found
+
+
+def last_block(network: nn.Module, anatomy: Anatomy) -> str:
+    """Name of the decoder's last block: of convolutions, or where it has none, its last convolution.
+
+    Modules are taken in the order in which they were registered, which is the order of running in all our networks.
+    """
+    blocks = [name for name in conv_blocks(network) if is_part(name, anatomy.decoder)]
+    kinds = (*CONVOLUTIONS, *TRANSPOSED)
+    single = [n for n, m in network.named_modules() if isinstance(m, kinds) and is_part(n, anatomy.decoder)]
+    return (blocks or single or [""])[-1]
+
+
+def transformer_blocks(network: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that have a part `attn`."""
+    return tuple(name for name, module in network.named_modules() if "attn" in module._modules)
+
+
+def _prefixes(network: nn.Module, anatomy: Anatomy, name: str) -> tuple[str, ...] | None:
+    """Module names that a name stands for; None for all."""
+    if name == "attention":
+        return tuple(block for block in transformer_blocks(network) if is_part(block, anatomy.encoder))
+    if name == "last_block":
+        return (last_block(network, anatomy),)
+    return {"encoder": anatomy.encoder, "decoder": anatomy.decoder, "all": None}[name]
+
+
+def _matching(adaptable: dict[str, nn.Module], pattern: str) -> dict[str, nn.Module]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise BadInput(f"layers '{pattern}' is not a regular expression ({error}).", _REMEDY) from error
+    return {name: module for name, module in adaptable.items() if expression.fullmatch(name)}
+
+
+def _is_wide(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and max(module.kernel_size) > 1
+
+
+def _prefixes_of(name: str) -> list[str]:
+    """The names of the modules around a module, without the network itself."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def _outermost(network: nn.Module, name: str) -> str:
+    """The outermost module that has no other convolutions than this one and is no plain sequence around it."""
+    inside = _convolutions_in(network.get_submodule(name))
+    while "." in name:
+        parent = name.rpartition(".")[0]
+        around = network.get_submodule(parent)
+        if isinstance(around, (nn.Sequential, nn.ModuleList)) or _convolutions_in(around) != inside:
+            break
+        name = parent
+    return name
+
+
+def _convolutions_in(module: nn.Module) -> int:
+    return sum(isinstance(m, (*CONVOLUTIONS, *TRANSPOSED)) for m in module.modules())
