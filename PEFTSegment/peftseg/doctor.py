@@ -29,7 +29,6 @@ PACKAGES = (
     "scipy",
     "SimpleITK",
     "safetensors",
-    "slicerio",
     "psutil",
     "pydicom",
     "highdicom",

@@ -108,7 +108,7 @@ def entry_segmenter(entry: ModelEntry) -> Segmenter:
 
 
 def load_adapted_network(recipe: Recipe, state: dict[str, torch.Tensor], entry: ModelEntry) -> nn.Module:
-    """The base with an adapter merged in: a plain network in evaluation mode.
+    """The base with an adapter merged in, in evaluation mode: a plain network, but for methods that cannot merge.
 
     Parameters
     ----------

@@ -14,7 +14,8 @@ from peftseg.adapters.features import POOL
 from peftseg.adapters.layers import conv_blocks
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import Reporter
-from peftseg.networks import Anatomy
+from peftseg.models import NetworkSpec
+from peftseg.networks import Anatomy, build
 from peftseg.optimise import fit
 from test_methods_features import SCHEDULE, scans
 from test_optimise import StopAfter, reporter_with
@@ -166,14 +167,46 @@ class TestConvBlocks:
         from monai.networks.blocks.dynunet_block import UnetResBlock
 
         network = nn.ModuleDict({"a": UnetResBlock(3, 2, 5, 3, 2, "batch"), "b": nn.Conv3d(1, 1, 3)})
-        assert conv_blocks(network) == {"a": (2, 5, 2)}
+        assert conv_blocks(network) == {"a": (2, 5, (2, 2, 2))}
 
     def test_what_runs_more_than_a_block_is_none(self):
         up = nn.Module()
         up.enlarge = nn.ConvTranspose2d(4, 4, 2, stride=2)
         up.block = nn.Module()
         up.block.path = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
-        assert conv_blocks(nn.ModuleDict({"up": up})) == {"up.block": (4, 2, 1)}
+        assert conv_blocks(nn.ModuleDict({"up": up})) == {"up.block": (4, 2, (1, 1))}
+
+    def test_a_list_of_convolutions_is_none(self):
+        stages = nn.ModuleList(nn.Sequential(nn.Conv2d(2, 2, 3)) for _ in range(2))
+        assert conv_blocks(nn.ModuleDict({"stages": stages})) == {}
+
+    @pytest.mark.parametrize("scheme", ["block_parallel", "block_sequential"])
+    def test_they_are_those_of_nnunet_also_where_axes_are_halved_unequally(self, scheme):
+        pytest.importorskip("dynamic_network_architectures")
+        arch = {
+            "n_stages": 2,
+            "features_per_stage": [8, 16],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[1, 3, 3], [3, 3, 3]],
+            "strides": [[1, 1, 1], [1, 2, 2]],
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+            "n_conv_per_stage": 2,
+            "n_conv_per_stage_decoder": 2,
+        }
+        network, anatomy = build(NetworkSpec("nnunet", {"class": "PlainConvUNet", "arch_kwargs": arch}), 2)
+        assert list(conv_blocks(network)) == ["encoder.stages.0.0", "encoder.stages.1.0", "decoder.stages.0"]
+        x = torch.randn(1, 1, 8, 8, 8)
+        before = network.eval()(x)
+        attached = attach(network, anatomy, "conv_adapter", {"scheme": scheme, "layers": "all"})
+        assert torch.equal(network(x), before)
+        randomise(attached)
+        changed = network(x)
+        assert changed.shape == before.shape
+        assert not torch.allclose(changed, before)
 
     def test_a_wrapper_counts_as_the_block_but_not_a_sequence_of_one(self):
         case = make("segresnet-2d")

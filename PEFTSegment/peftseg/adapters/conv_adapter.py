@@ -59,36 +59,42 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
         Train the decoder outright too; its layers then get no adapter.
     """
     level, _, where = options["scheme"].partition("_")
-    every = outside(network, anatomy, anatomy.decoder if train_decoder else ())
-    convolutions = {n: m for n, m in every.items() if isinstance(m, CONVOLUTIONS)}
     blocks = conv_blocks(network) if level == "block" else {}
-    adaptable, by_pattern = convolutions, convolutions
-    if level == "block":
-        adaptable = {n: m for n, m in every.items() if n in blocks}
-        alone = {n: m for n, m in convolutions.items() if not is_part(n, tuple(blocks))}
-        by_pattern = {n: m for n, m in every.items() if n in adaptable or n in alone}
-    hosts = choose_layers(network, anatomy, options["layers"], adaptable, by_pattern=by_pattern)
+    left_out = anatomy.decoder if train_decoder else ()
+    hosts = _hosts(network, anatomy, options["layers"], blocks if level == "block" else None, left_out)
     trained = freeze(network, anatomy, outright(train_decoder))
-    published = options["init"] == "published"
     like = next(network.parameters())
-    dims = next(iter(convolutions.values())).weight.ndim - 2
-    modules = {}
+    modules: dict[str, Beside] = {}
     for name, host in hosts.items():
-        sizes = _of_block(*blocks[name], dims) if name in blocks else _of_convolution(host)
+        sizes = _of_block(*blocks[name]) if name in blocks else _of_convolution(host)
         outputs = sizes.pop("outputs")
         if where == "sequential":
             odd = tuple(size | 1 for size in sizes["kernel_size"])  # even kernels cannot keep the size
             sizes = {"inputs": outputs, "kernel_size": odd, "padding": "same"}
         with torch.device(like.device):
-            first = _first(dims, sizes, options)
-            modules[name] = ConvAdapter(first, outputs, published).to(like.dtype)
+            first = _first(sizes, options)
+            modules[name] = ConvAdapter(first, outputs, options["init"] == "published").to(like.dtype)
     put_beside(network, modules, where)
     changed = ("The published first values change what the model does before it has learnt anything.",)
-    return Attached(network, trained, beside=modules, notes=changed if published else ())
+    return Attached(network, trained, beside=modules, notes=changed if options["init"] == "published" else ())
 
 
-def _of_block(inputs: int, outputs: int, stride: int, dims: int) -> dict:
-    return {"inputs": inputs, "outputs": outputs, "kernel_size": (3,) * dims, "stride": stride, "padding": 1}
+def _hosts(
+    network: nn.Module, anatomy: Anatomy, layers: str, blocks: dict[str, tuple] | None, trained: tuple[str, ...]
+) -> dict[str, nn.Module]:
+    """The convolutions that `layers` names, or the blocks; single convolutions outside of blocks then by pattern only."""
+    every = outside(network, anatomy, trained)
+    convolutions = {n: m for n, m in every.items() if isinstance(m, CONVOLUTIONS)}
+    if blocks is None:
+        return choose_layers(network, anatomy, layers, convolutions)
+    adaptable = {n: m for n, m in every.items() if n in blocks}
+    alone = {n for n in convolutions if not is_part(n, tuple(blocks))}
+    by_pattern = {n: m for n, m in every.items() if n in adaptable or n in alone}
+    return choose_layers(network, anatomy, layers, adaptable, by_pattern=by_pattern)
+
+
+def _of_block(inputs: int, outputs: int, stride: tuple[int, ...]) -> dict:
+    return {"inputs": inputs, "outputs": outputs, "kernel_size": (3,) * len(stride), "stride": stride, "padding": 1}
 
 
 def _of_convolution(host: nn.Module) -> dict:
@@ -103,11 +109,13 @@ def _of_convolution(host: nn.Module) -> dict:
     }
 
 
-def _first(dims: int, sizes: dict, options: dict) -> nn.Module:
+def _first(sizes: dict, options: dict) -> nn.Module:
     """The first convolution: `width` channels, or a `gamma`-th of the input's; in as many groups where depthwise."""
     inputs = sizes.pop("inputs")
     width = options["width"] or max(1, inputs // options["gamma"])
     if options["depthwise"]:
         # Groups must divide the channels: the next smaller number that does.
         width = next(w for w in range(min(width, inputs), 0, -1) if inputs % w == 0)
-    return CONVOLUTIONS[dims - 1](inputs, width, groups=width if options["depthwise"] else 1, **sizes)
+    return CONVOLUTIONS[len(sizes["kernel_size"]) - 1](
+        inputs, width, groups=width if options["depthwise"] else 1, **sizes
+    )

@@ -74,8 +74,8 @@ def outside(network: nn.Module, anatomy: Anatomy, trained: tuple[str, ...]) -> d
     return {n: m for n, m in network.named_modules() if n and not is_part(n, (anatomy.head, *trained))}
 
 
-def conv_blocks(network: nn.Module) -> dict[str, tuple[int, int, int]]:
-    """The network's blocks of convolutions: name -> input channels, output channels, stride.
+def conv_blocks(network: nn.Module) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+    """The network's blocks of convolutions: name -> input channels, output channels, stride along each axis.
 
     A block is the smallest module that runs two or more convolutions wider than one voxel, one after the other; a
     wrapper around nothing but a block counts as the block (a residual block around its path).
@@ -84,12 +84,12 @@ def conv_blocks(network: nn.Module) -> dict[str, tuple[int, int, int]]:
     for name, module in network.named_modules():
         for prefix in _prefixes_of(name) if _is_wide(module) else ():
             parents.setdefault(prefix, []).append(name)
-    several = [name for name, inside in parents.items() if len(inside) > 1]
+    several = [n for n, inside in parents.items() if len(inside) > 1 and _runs_in_a_row(network.get_submodule(n))]
     smallest = [name for name in several if not any(n != name and is_part(n, (name,)) for n in several)]
     found = {}
     for name in smallest:
         convolutions = [network.get_submodule(n) for n in parents[name]]
-        stride = math.prod(convolution.stride[0] for convolution in convolutions)
+        stride = tuple(math.prod(axis) for axis in zip(*(c.stride for c in convolutions), strict=True))
         found[_outermost(network, name)] = (convolutions[0].in_channels, convolutions[-1].out_channels, stride)
     return found
 
@@ -125,6 +125,12 @@ def _matching(adaptable: dict[str, nn.Module], pattern: str) -> dict[str, nn.Mod
     except re.error as error:
         raise BadInput(f"layers '{pattern}' is not a regular expression ({error}).", _REMEDY) from error
     return {name: module for name, module in adaptable.items() if expression.fullmatch(name)}
+
+
+def _runs_in_a_row(module: nn.Module) -> bool:
+    """Not a mere list, and nothing that enlarges between the convolutions."""
+    listed = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    return not listed and not any(isinstance(m, TRANSPOSED) for m in module.modules())
 
 
 def _is_wide(module: nn.Module) -> bool:
