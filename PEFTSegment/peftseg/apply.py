@@ -147,7 +147,7 @@ def _segment_study(
         s.name: round(int(np.count_nonzero(_mask(result, i, s))) * millilitres, 3)
         for i, s in enumerate(segmenter.structures)
     }
-    return volumes, check_result(result, segmenter.structures, volume.grid)
+    return volumes, check_result(result, segmenter.structures, volume.grid, segmenter.usual_borders)
 
 
 def within_memory(

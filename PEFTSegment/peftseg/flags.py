@@ -5,7 +5,7 @@ Rules about shape and place only: they know nothing of the scan's grey values, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -21,7 +21,12 @@ OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 Box = tuple[slice, slice, slice]
 
 
-def check_result(result: np.ndarray, structures: Sequence[Structure], grid: Grid) -> dict[str, list[str]]:
+def check_result(
+    result: np.ndarray,
+    structures: Sequence[Structure],
+    grid: Grid,
+    usual_borders: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, list[str]]:
     """Look at every structure of a segmentation.
 
     Parameters
@@ -31,6 +36,8 @@ def check_result(result: np.ndarray, structures: Sequence[Structure], grid: Grid
     structures : sequence of Structure
     grid : Grid
         Of the result.
+    usual_borders : dict, optional
+        Structure name -> borders that it touched in the scans it was learnt from (`borders`), which are not worth a word.
 
     Returns
     -------
@@ -47,7 +54,8 @@ def check_result(result: np.ndarray, structures: Sequence[Structure], grid: Grid
             continue
         mask = result[(row, *box)] if result.ndim == 4 else result[box] == structure.value
         cropped[structure.name] = mask
-        found[structure.name] = [*_border(box, grid), *_pieces(mask)]
+        usual = (usual_borders or {}).get(structure.name, ())
+        found[structure.name] = [*_border_words(_touched(box, grid), usual), *_pieces(mask)]
     for name in _on_wrong_side(cropped, boxes, grid):
         found[name].append("lies on the wrong side: left and right may be swapped")
     return found
@@ -67,18 +75,30 @@ def _box(mask: np.ndarray) -> Box | None:
     return tuple(slice(int(h[0]), int(h[-1]) + 1) for h in hits) if len(hits[0]) else None
 
 
-def _border(box: Box, grid: Grid) -> list[str]:
+def borders(mask: np.ndarray, grid: Grid) -> list[str]:
+    """The borders of the scan that a structure's mask (I, J, K) touches: "upper", "left" ..., or "some" where the grid
+    does not know its sides."""
+    box = _box(mask)
+    return _touched(box, grid) if box is not None else []
+
+
+def _touched(box: Box, grid: Grid) -> list[str]:
     """Whether the box reaches the first or last slice of an axis; sides are named where the grid knows them."""
     codes = []
     for part, size, code in zip(box, grid.shape, grid.axcodes, strict=True):
-        if size == 1:
-            continue
-        codes += [OPPOSITE[code]] * (part.start == 0) + [code] * (part.stop == size)
-    if not codes:
-        return []
+        if size > 1:
+            codes += [OPPOSITE[code]] * (part.start == 0) + [code] * (part.stop == size)
     if grid.is_nominal:
+        return ["some"] if codes else []
+    return [SIDES[code] for code in sorted(codes, key="SIAPLR".index)]
+
+
+def _border_words(touched: Sequence[str], usual: Collection[str]) -> list[str]:
+    sides = [side for side in touched if side not in usual]
+    if not sides:
+        return []
+    if sides == ["some"]:
         return ["touches the border of the scan"]
-    sides = [SIDES[code] for code in sorted(codes, key="SIAPLR".index)]
     text = sides[0] if len(sides) == 1 else f"{', '.join(sides[:-1])} and {sides[-1]}"
     return [f"touches the {text} border of the scan"]
 

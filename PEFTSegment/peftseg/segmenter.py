@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,8 @@ class Segmenter:
         In the order of the network's rows (after the background row of "softmax").
     provenance : dict
         Flat facts that every result carries.
+    usual_borders : dict
+        Structure name -> borders of the scan that it touched in the support set; see `flags.check_result`.
     """
 
     network: nn.Module
@@ -50,6 +52,7 @@ class Segmenter:
     provenance: dict[str, str]
     smallest_window: tuple[int, int, int] | None = None
     window_step: int | tuple[int, int, int] = 1
+    usual_borders: dict[str, list[str]] = field(default_factory=dict)
 
 
 def adapter_segmenter(ref: str | Path) -> Segmenter:
@@ -79,6 +82,7 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
         facts,
         recipe.smallest_window,
         recipe.window_step,
+        recipe.record.get("borders", {}),
     )
 
 

@@ -23,6 +23,7 @@ from peftseg.dataset import ONE_SCAN, load_scans, prepare_scans, scan_warnings, 
 from peftseg.device import choose_device
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
+from peftseg.flags import borders
 from peftseg.infer import segment
 from peftseg.library import next_version, store_next
 from peftseg.library_rows import ref_of
@@ -392,6 +393,7 @@ def training_record(
         "labelled": {
             name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()
         },
+        "borders": {s.name: usual_borders(s.name, loaded) for s in setting.structures},
         "novel": sorted({s.name for s in setting.structures} - {s.name for s in setting.entry.known_structures}),
         "epochs": len(history.losses),
         "best_epoch": history.best_epoch + 1,
@@ -408,6 +410,12 @@ def training_record(
         "seconds": round(seconds, 1),
         "software": {"peftseg": __version__, "torch": torch.__version__.split("+")[0]},
     }
+
+
+def usual_borders(name: str, loaded: Sequence[LoadedScan]) -> list[str]:
+    """Borders of the scan that a structure touches in any support scan that labels all of it."""
+    whole = [scan for scan in loaded if label_state(scan, name) == "labelled"]
+    return sorted({side for scan in whole for side in borders(scan.masks[name], scan.volume.grid)})
 
 
 def label_state(scan: LoadedScan, name: str) -> str:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from peftseg.flags import check_result
+from peftseg.flags import borders, check_result
 from peftseg.grid import Grid
 from peftseg.models import Structure
 
@@ -54,6 +54,18 @@ def test_what_is_not_found_is_said():
 )
 def test_the_border_that_is_touched_is_named(corner, side):
     assert look(labelled((3, *corner))) == {"liver": [f"touches the {side} border of the scan"]}
+
+
+def test_a_border_that_the_labels_touched_too_is_not_worth_a_word():
+    result, grid = labelled((3, 0, 8, 14)), Grid(SHAPE, PLACED)
+    assert borders(result == 3, grid) == ["upper", "left"]
+    assert borders(np.zeros(SHAPE, bool), grid) == []
+    assert check_result(result, (LIVER,), grid, {"liver": ["upper", "lower"]}) == {
+        "liver": ["touches the left border of the scan"]
+    }
+    assert check_result(result, (LIVER,), grid, {"liver": ["left", "upper"]}) == {"liver": []}
+    nowhere = Grid(SHAPE, np.eye(4))
+    assert check_result(result, (LIVER,), nowhere, {"liver": borders(result == 3, nowhere)}) == {"liver": []}
 
 
 def test_one_voxel_from_the_border_is_not_touching_it():

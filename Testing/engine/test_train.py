@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -230,3 +231,21 @@ def test_a_library_that_takes_nothing_costs_a_warning_and_not_the_adapter(job, o
     assert (result["ref"], result["path"]) == (None, None)
     assert load_adapter(job.out)[2] == result["hash"]
     assert "could not be put into the library" in messages(reporter, "warning")[-1]
+
+
+def test_the_adapter_knows_which_borders_its_structures_touch(tmp_path):
+    from peftseg.flags import check_result
+    from peftseg.models import Structure
+    from peftseg.study import LoadedScan
+    from peftseg.train import usual_borders
+    from peftseg.volume import Grid, Volume
+
+    grid = Grid((6, 6, 6), np.diag([1.0, 1.0, 1.0, 1.0]) + 5 * np.eye(4, k=3))
+    through, inside = np.zeros((6, 6, 6), bool), np.zeros((6, 6, 6), bool)
+    through[2:4, 2:4, :], inside[2:4, 2:4, 2:4] = True, True
+    volume = Volume(np.zeros((6, 6, 6), np.float32), grid, "x")
+    scans = [LoadedScan(volume, {"aorta": mask}, {"aorta": known}) for mask, known in ((through, True), (inside, True))]
+    assert usual_borders("aorta", scans) == ["lower", "upper"]
+    assert usual_borders("aorta", [LoadedScan(volume, {"aorta": through}, {"aorta": through})]) == []  # partly labelled
+    usual = {"aorta": usual_borders("aorta", scans)}
+    assert check_result(through.astype(np.uint8), (Structure("aorta", 1),), grid, usual) == {"aorta": []}

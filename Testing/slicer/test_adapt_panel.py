@@ -500,6 +500,7 @@ def test_cancelled_in_the_estimate_gone_on_with_saved_looked_at_and_applied(benc
     assert state.adapter == "Größe, site A-v1"
     ui.closeButton.click()
     bench.wait(lambda: not bench.context.runner.busy)
+    bench.look()
     assert not list(jobs.jobs_dir().iterdir())
     assert not shown(ui.doneFrame)
     assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == [labels for _scan, labels in pairs]
