@@ -6,6 +6,7 @@ Nothing here needs Qt.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
 import numpy as np
 import slicer
@@ -15,6 +16,7 @@ from slicer.i18n import tr as _
 from peftseg.errors import BadInput
 
 TOKEN = "PEFTSegment.Token"  # node attribute: a scan is known again by it, in files and in a saved scene
+FRAME, SEQUENCE_ROLE = "PEFTSegment.Frame", "PEFTSegmentSequence"  # of a copy of one frame: its number, whose it is
 SHEAR = 1e-3  # cosine of the angle between two axes from which a grid counts as sheared
 
 
@@ -60,18 +62,25 @@ def require_usable(volume: slicer.vtkMRMLVolumeNode | None) -> slicer.vtkMRMLSca
 
 def usable_scans() -> list[slicer.vtkMRMLScalarVolumeNode]:
     """The scans of the scene that can be used, in the order of the scene."""
-    return [volume for volume in _visible_volumes() if not reason_against(volume)]
+    return sort_out()[0]
 
 
 def refused_volumes() -> list[tuple[str, str]]:
     """Names of the volumes that cannot be used as scans, and why."""
-    pairs = [(volume.GetName(), reason_against(volume)) for volume in _visible_volumes()]
-    return [(name, reason) for name, reason in pairs if reason]
+    return sort_out()[1]
 
 
 def sort_out() -> tuple[list[slicer.vtkMRMLScalarVolumeNode], list[tuple[str, str]]]:
-    """`usable_scans` and `refused_volumes`, each volume examined once."""
-    pairs = [(volume, reason_against(volume)) for volume in _visible_volumes()]
+    """`usable_scans` and `refused_volumes`, each volume examined once.
+
+    A sequence is not among the usable ones: which of its frames is meant has to be chosen, one at a time.
+    """
+    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")
+    moving = _("is a sequence; show the frame that you want, then choose it alone (a copy of this frame is used)")
+    pairs = [
+        (volume, reason_against(volume) or (moving if _browser_of(volume, browsers) else ""))
+        for volume in _visible_volumes()
+    ]
     usable = [volume for volume, reason in pairs if not reason]
     return usable, [(volume.GetName(), reason) for volume, reason in pairs if reason]
 
@@ -79,6 +88,44 @@ def sort_out() -> tuple[list[slicer.vtkMRMLScalarVolumeNode], list[tuple[str, st
 def _visible_volumes() -> list[slicer.vtkMRMLVolumeNode]:
     nodes = slicer.util.getNodesByClass("vtkMRMLVolumeNode")
     return [node for node in nodes if not node.GetHideFromEditors()]
+
+
+# sequences: one node shows the frames in turn, and forgets its attributes at each
+
+
+def sequences() -> list[slicer.vtkMRMLScalarVolumeNode]:
+    """The volumes that show a sequence, and whose present frame can be used."""
+    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")
+    return [volume for volume in _visible_volumes() if _browser_of(volume, browsers) and not reason_against(volume)]
+
+
+def held_still(volume: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLScalarVolumeNode:
+    """The scan itself; of a sequence a copy of the frame that it shows now, made once a frame, shown in its place."""
+    browser = _browser_of(volume, slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode"))
+    if browser is None:
+        return volume
+    number, sequence = browser.GetSelectedItemNumber(), browser.GetSequenceNode(volume)
+    made = next((node for node in _visible_volumes() if _is_frame(node, sequence, number)), None)
+    in_view = scan_in_view() is volume
+    if made is None:
+        name = _("{sequence}, frame {number}").format(sequence=volume.GetName(), number=number + 1)
+        made = slicer.vtkSlicerVolumesLogic.CloneVolume(slicer.mrmlScene, volume, name)
+        for attribute in made.GetAttributeNames():
+            made.RemoveAttribute(attribute)
+        made.SetAttribute(FRAME, str(number))
+        made.SetNodeReferenceID(SEQUENCE_ROLE, sequence.GetID())
+        place_beside(made, volume)
+    if in_view:
+        show_scan(made, fit=False)
+    return made
+
+
+def _is_frame(node: slicer.vtkMRMLVolumeNode, sequence: slicer.vtkMRMLNode, number: int) -> bool:
+    return node.GetAttribute(FRAME) == str(number) and node.GetNodeReference(SEQUENCE_ROLE) is sequence
+
+
+def _browser_of(volume: slicer.vtkMRMLVolumeNode, browsers: Sequence) -> slicer.vtkMRMLNode | None:
+    return next((browser for browser in browsers if browser.GetSequenceNode(volume) is not None), None)
 
 
 def ijk_to_world(volume: slicer.vtkMRMLVolumeNode) -> np.ndarray:

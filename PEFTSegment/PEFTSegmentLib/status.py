@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import qt
@@ -10,6 +11,7 @@ from slicer.i18n import tr as _
 
 from peftseg import paths
 from peftseg.config import CPU_BUDGET_MINUTES
+from peftseg.errors import PeftsegError
 
 from . import dialogs, texts
 from .background import Background
@@ -36,6 +38,7 @@ class StatusStrip:
         self.environment: EnvironmentState | None = None
         self._examining: Background | None = None
         self._problem = ""
+        self._folder_problem = ""  # why nothing can be kept, in words
         self._rows: dict[int, JobRow] = {}
         self._dialog = None
         self._report = None
@@ -51,7 +54,7 @@ class StatusStrip:
     def examine(self) -> None:
         """Look at the engine's environment, in a thread: GPU drivers answer slowly."""
         python = chosen_interpreter()
-        self._examining = Background([(examine_environment, python)])
+        self._examining = Background([(examine_environment, python), (folder_problem,)])
         self._timer.start()
 
     @property
@@ -66,6 +69,7 @@ class StatusStrip:
         done, self._examining = self._examining, None
         self.environment = done.results[0] if done.results else None
         self._problem = str(done.error) if done.error is not None else ""
+        self._folder_problem = done.results[1] if len(done.results) > 1 else ""
         self.context.refresh()
         pending = pending_after_restart()
         if pending is not None and self.environment is not None and self.environment.kind in (MISSING, PARTLY):
@@ -77,7 +81,7 @@ class StatusStrip:
             return _("PEFTSegment looks at its installation; a moment")
         if self.environment is None:
             return self._problem or _("The engine has not been looked at")
-        return "" if self.environment.usable else self.environment.sentence
+        return self._folder_problem if self.environment.usable else self.environment.sentence
 
     def help_engine(self) -> None:
         """Do what the one button beside the engine's state says."""
@@ -187,7 +191,7 @@ class StatusStrip:
         if environment is None or self._examining is not None:
             return reason, ""
         if reason:
-            return reason, environment.button
+            return reason, "" if environment.usable else environment.button
         if environment.kind != READY:  # works, but slowly
             return environment.sentence, environment.button
         return _("Ready. {device}").format(device=device_text(environment)), ""
@@ -263,6 +267,18 @@ class JobRow:
         """Take the row off the strip."""
         self._widget.hide()
         self._widget.deleteLater()
+
+
+def folder_problem() -> str:
+    """Why jobs cannot be kept in PEFTSegment's folder, in words; "" where they can. May run in a thread."""
+    remedy = _("Set PEFTSEGMENT_HOME to a folder that you may write to, and start Slicer again.")
+    try:
+        folder = paths.jobs_dir()
+    except PeftsegError as error:
+        return f"{error.message} {remedy}"
+    if not os.access(folder, os.W_OK):
+        return _("The folder {folder} is read-only. {remedy}").format(folder=folder, remedy=remedy)
+    return ""
 
 
 def device_text(environment: EnvironmentState) -> str:

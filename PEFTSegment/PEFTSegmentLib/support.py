@@ -108,19 +108,25 @@ class SupportSet:
         return next((row for row in self.rows() if row.key == key), None)
 
     def add(self, scan: slicer.vtkMRMLScalarVolumeNode, labels: slicer.vtkMRMLSegmentationNode | None = None) -> Row:
-        """Add a scan, or give the row that has it already; BadInput where it cannot be used."""
-        scans.require_usable(scan)
+        """Add a scan, or give the row that has it already; BadInput where it cannot be used.
+
+        Of a sequence, a copy of the frame that it shows now is added.
+        """
+        scan = scans.held_still(scans.require_usable(scan))
         found = next((row for row in self.rows() if row.scan is scan), None)
         if found is not None:
             if labels is not None and found.labels is None:
                 self.set_labels(found.key, labels)
             return self.row(found.key)
-        key = uuid.uuid4().hex[:12]
+        return self.put("", Row("", scan, labels))
+
+    def put(self, key: str, row: Row) -> Row:
+        """Add a row with its marks under this key, "" for a new one."""
+        key = key or uuid.uuid4().hex[:12]
         node = self._state.parameterNode
-        node.SetNodeReferenceID(SCAN_ROLE + key, scan.GetID())
-        if labels is not None:
-            node.SetNodeReferenceID(LABELS_ROLE + key, labels.GetID())
-        self._write([*self.rows(), Row(key, scan, labels)])
+        for role, own in ((SCAN_ROLE, row.scan), (LABELS_ROLE, row.labels)):
+            node.SetNodeReferenceID(role + key, own.GetID() if own is not None else None)
+        self._write([*self.rows(), Row(key, row.scan, row.labels, row.marks)])
         return self.row(key)
 
     def remove(self, key: str) -> None:

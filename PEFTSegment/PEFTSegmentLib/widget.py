@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import slicer
 import vtk
-from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from peftseg.errors import PeftsegError
+
+from . import scene_import
 from .context import Context
 from .panel import Panel
 from .panels.adapt import AdaptPanel
@@ -20,7 +23,7 @@ from .panels.support import SupportPanel
 from .status import StatusStrip
 
 PANELS: tuple[type[Panel], ...] = (ModelPanel, SupportPanel, AdaptPanel, ApplyPanel, InspectPanel)
-SCENE_EVENTS = ("NodeAddedEvent", "NodeRemovedEvent", "EndImportEvent", "EndBatchProcessEvent", "EndRestoreEvent")
+SCENE_EVENTS = ("NodeAddedEvent", "NodeRemovedEvent", "EndBatchProcessEvent", "EndRestoreEvent")
 
 
 class ModuleWidget(VTKObservationMixin):
@@ -56,14 +59,17 @@ class ModuleWidget(VTKObservationMixin):
         self.panels = [kind(self.context, section) for kind, section in zip(panels, self.sections, strict=True)]
         self.context.on_refresh(self.refresh)
         self._observed = None
+        self._before_import: scene_import.Session | None = None
         self._entered = False
         self._observe_scene()
         self._observe_state()
 
     def start(self) -> None:
         """Called once everything stands: jobs of earlier sessions are found, the engine is examined."""
-        with self.panels[0].telling(_("Jobs of an earlier session could not be looked at.")):
+        try:
             self.context.runner.find_earlier()
+        except PeftsegError as error:  # no dialog at each start: the strip says it where the folder is the reason
+            logging.warning("Jobs of an earlier session could not be looked at. %s %s", error.message, error.remedy)
         self.strip.examine()
         self.context.work_changed()
         self.refresh()
@@ -116,8 +122,20 @@ class ModuleWidget(VTKObservationMixin):
             self.addObserver(scene, getattr(slicer.vtkMRMLScene, name), self._scene_changed)
         self.addObserver(scene, slicer.vtkMRMLScene.StartCloseEvent, self._scene_closing)
         self.addObserver(scene, slicer.vtkMRMLScene.EndCloseEvent, self._scene_changed)
+        self.addObserver(scene, slicer.vtkMRMLScene.StartImportEvent, self._import_begins)
+        self.addObserver(scene, slicer.vtkMRMLScene.EndImportEvent, self._import_ended)
 
     def _scene_changed(self, caller, event) -> None:
+        self.context.refresh()
+
+    def _import_begins(self, caller, event) -> None:
+        """Another scene is added, or one is loaded into an empty one."""
+        self._before_import = scene_import.remember(self.context.state) if self._observed is not None else None
+
+    def _import_ended(self, caller, event) -> None:
+        before, self._before_import = self._before_import, None
+        if before is not None:
+            scene_import.join(self.context.state, before)
         self.context.refresh()
 
     def _scene_closing(self, caller, event) -> None:

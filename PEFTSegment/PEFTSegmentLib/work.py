@@ -52,7 +52,7 @@ def segment(
     Parameters
     ----------
     volumes : sequence of nodes
-        The scans.
+        The scans; of a sequence the frame that it shows now.
     purpose : str
         Whose handler takes the results (`Runner.on`); it finds them with `outcomes`.
     adapter, model : str or None
@@ -66,6 +66,7 @@ def segment(
         A scan cannot be used, the disk is full, the engine is not installed.
     """
     _require_engine(context)
+    volumes = [scans.held_still(scans.require_usable(volume)) for volume in volumes]
     images = [exchange.image_of(volume) for volume in volumes]
     exchange.require_space(jobs.jobs_dir(), images)
     tokens = [scans.token(volume) for volume in volumes]

@@ -453,7 +453,7 @@ def test_scans_that_cannot_be_used_are_one_dialog_that_names_them(bench, host):
 def test_cancelled_in_the_estimate_gone_on_with_saved_looked_at_and_applied(bench, host, pictures):
     import slicer
 
-    from peftseg import jobs, library
+    from peftseg import library
 
     ui, state, panel = bench.ui, bench.context.state, bench.panel
     pairs = bench.prepare(3)
@@ -498,12 +498,18 @@ def test_cancelled_in_the_estimate_gone_on_with_saved_looked_at_and_applied(benc
     look_at_the_left_out_scans(bench, host, pairs, pictures)
     ui.applyButton.click()
     assert state.adapter == "Größe, site A-v1"
-    ui.closeButton.click()
+    close_the_result(bench)
+    assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == [labels for _scan, labels in pairs]
+
+
+def close_the_result(bench) -> None:
+    from peftseg import jobs
+
+    bench.ui.closeButton.click()
     bench.wait(lambda: not bench.context.runner.busy)
     bench.look()
     assert not list(jobs.jobs_dir().iterdir())
-    assert not shown(ui.doneFrame)
-    assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == [labels for _scan, labels in pairs]
+    assert not shown(bench.ui.doneFrame)
 
 
 def look_at_the_left_out_scans(bench, host, pairs, pictures) -> None:

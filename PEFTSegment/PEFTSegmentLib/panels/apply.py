@@ -97,9 +97,9 @@ class ApplyPanel(Panel):
         ui.targetLabel.text = against or (left_out if every and refused else "")
         ui.targetLabel.visible = bool(ui.targetLabel.text)
         ui.targetLabel.toolTip = "\n".join(refused) if every else ""
-        missing = (
-            _("Load a scan first") if not usable else "" if every or scan is not None else _("Choose a scan first")
-        )
+        missing = ""
+        if every or scan is None:
+            missing = _("Load a scan first") if not usable else "" if every else _("Choose a scan first")
         enable(ui.applyButton, self._reason_against_adapter() or missing or against or self.context.engine_ready(),
                _("Segment with this adapter; the results are new segmentations beside their scans"))  # fmt: skip
 

@@ -143,6 +143,13 @@ class ModelPanel(Panel):
         if not self.showing:
             self.state.model = self.ui.modelCombo.itemData(index) or ""
             self._tried = ""
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """A model that can be used is chosen: step 2 has its turn."""
+        entry = self.context.model()
+        if entry is not None and not model_text.reason_against_use(entry):
+            self.context.unfold(2)
 
     def show_details(self) -> None:
         """Show the chosen model's details, and do what the user asks for there."""
@@ -212,6 +219,8 @@ class ModelPanel(Panel):
             elif not command.code and "import" in arguments:
                 self.state.model = command.result().get("id", self.state.model)
             self.context.models_changed()
+            if not command.code and "remove" not in arguments:
+                self._go_on()
 
         with self.telling(failed):
             self._command = self.context.command([*arguments, "--json"], done, title)

@@ -195,8 +195,10 @@ class SupportPanel(Panel):
     def _fill_one(self, menu) -> None:
         empty(menu)
         for scan in self.actions.candidates():
-            add = self._adder(scan.GetID())
-            menu.addAction(scan.GetName()).triggered.connect(add)
+            menu.addAction(scan.GetName()).triggered.connect(self._adder(scan.GetID()))
+        for scan in scans.sequences():
+            text = _("{sequence}: the frame that it shows now").format(sequence=scan.GetName())
+            menu.addAction(text).triggered.connect(self._adder(scan.GetID()))
 
     def _adder(self, node_id: str):
         def add() -> None:

@@ -18,6 +18,7 @@ from ..support import Mark, Row
 from .support_editor import LabelEditor, add_missing
 from .support_menus import fill_labels_menu, fill_structure_menu
 
+ENOUGH = 5  # labelled scans from which step 3 has its turn, whatever else is in the list
 VALUES = "PEFTSegment.Map"  # attribute of a volume that this module made: no scan
 
 
@@ -61,6 +62,10 @@ class RowActions:
         if added and not self.context.state.currentRow:
             self.context.state.currentRow = self.context.support.rows()[0].key
         self._say(_("Scans added: {count}, with their segmentation: {paired}.").format(count=len(added), paired=paired))
+        rows, wanted = self.context.support.rows(), self.wanted
+        labelled = sum(support.is_labelled(row, wanted) for row in rows)
+        if labelled and labelled >= min(len(rows), ENOUGH):
+            self.context.unfold(3)
 
     def remove(self, key: str) -> None:
         """Take a scan off the list; scan and segmentation stay in the scene."""

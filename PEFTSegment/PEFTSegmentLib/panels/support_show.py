@@ -64,7 +64,8 @@ def show_scene(panel, views: Sequence[RowView], wanted: Sequence[Structure]) -> 
     ui.addScansButton.text = several if candidates else _("Add loaded scans")
     none = "" if candidates else _("All loaded scans that can be used are in the list; load more first.")
     enable(ui.addScansButton, none, _("Add them with the segmentations that belong to them"))
-    enable(ui.addOneButton, none, _("Add one of the loaded scans"))
+    one = "" if scans.sequences() else none
+    enable(ui.addOneButton, one, _("Add one of the loaded scans, or the frame that a sequence shows"))
     loading = _("A folder is being loaded.") if panel.loader.busy else ""
     enable(ui.addFolderButton, loading, _("Load a folder that holds 'images' and 'labels' with the same file names"))
     ranking = _(

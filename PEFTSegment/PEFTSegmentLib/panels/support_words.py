@@ -48,7 +48,12 @@ def headers(wanted: Sequence[Structure]) -> list[tuple[str, str]]:
         inner = [(short_name(s.name), s.name) for s in wanted]
     else:
         inner = [(_("Labelled"), _("How many of the structures are labelled, or known to be absent"))]
-    return [(_("Scan"), ""), (_("Labels"), _("The segmentation that holds the labels of the scan")), *inner, (_("State"), "")]
+    return [
+        (_("Scan"), ""),
+        (_("Labels"), _("The segmentation that holds the labels of the scan")),
+        *inner,
+        (_("State"), ""),
+    ]
 
 
 def short_name(name: str) -> str:
