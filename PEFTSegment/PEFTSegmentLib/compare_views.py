@@ -124,8 +124,9 @@ def repair() -> None:
     for display in slicer.util.getNodesByClass("vtkMRMLSegmentationDisplayNode"):
         if display.GetViewNodeIDs() and set(display.GetViewNodeIDs()) <= ours:
             display.RemoveAllViewNodeIDs()
-    if slicer.app.layoutManager().layout == LAYOUT:
-        slicer.app.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+    manager = slicer.app.layoutManager()
+    if manager is not None and manager.layout == LAYOUT:
+        manager.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
 
 
 def _shown() -> list[tuple[str, bool, tuple[str, ...]]]:

@@ -54,7 +54,9 @@ class Comparing(VTKObservationMixin):
         prepare(table, (78, 50, 50, 104))
         self._ui.compareButton.clicked.connect(self.compare)
         self._ui.leaveButton.clicked.connect(self.leave)
-        slicer.app.layoutManager().layoutChanged.connect(self._layout_changed)
+        self._layout_manager = slicer.app.layoutManager()  # None where Slicer runs without its main window
+        if self._layout_manager is not None:
+            self._layout_manager.layoutChanged.connect(self._layout_changed)
         self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.EndImportEvent, self._scene_imported)
 
     @property
@@ -95,6 +97,8 @@ class Comparing(VTKObservationMixin):
     def _reason(self, node: Node | None, chosen: Choice | None) -> str:
         if node is None:
             return _("Select a result in the table first")
+        if self._layout_manager is None:
+            return _("Slicer runs without its main window")
         if results.scan_of(node) is None:
             return _("Its scan is no longer loaded")
         if chosen is None:
@@ -238,5 +242,6 @@ class Comparing(VTKObservationMixin):
     def close(self) -> None:
         """The module is unloaded."""
         self.removeObservers()
-        slicer.app.layoutManager().layoutChanged.disconnect(self._layout_changed)
+        if self._layout_manager is not None:
+            self._layout_manager.layoutChanged.disconnect(self._layout_changed)
         self.views.leave()
