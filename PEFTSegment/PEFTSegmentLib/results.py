@@ -151,6 +151,7 @@ def show(node: slicer.vtkMRMLSegmentationNode, structure: str = "") -> None:
     if scan is not None:
         if scans.scan_in_view() is not scan:
             scans.show_scan(scan)
+        scans.hide_other_scans(scan)
         for other in all_results():
             if other is not node and scan_of(other) is scan and other.GetDisplayNode() is not None:
                 other.GetDisplayNode().SetVisibility(False)

@@ -109,7 +109,7 @@ def held_still(volume: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLScalarVo
     in_view = scan_in_view() is volume
     if made is None:
         name = _("{sequence}, frame {number}").format(sequence=volume.GetName(), number=number + 1)
-        made = slicer.vtkSlicerVolumesLogic.CloneVolume(slicer.mrmlScene, volume, name)
+        made = slicer.modules.volumes.logic().CloneVolume(slicer.mrmlScene, volume, name)
         for attribute in made.GetAttributeNames():
             made.RemoveAttribute(attribute)
         made.SetAttribute(FRAME, str(number))
@@ -194,3 +194,12 @@ def scan_in_view() -> slicer.vtkMRMLScalarVolumeNode | None:
 def show_scan(volume: slicer.vtkMRMLVolumeNode, fit: bool = True) -> None:
     """Show a scan in the background of the slice views."""
     slicer.util.setSliceViewerLayers(background=volume, fit=fit)
+
+
+def hide_other_scans(volume: slicer.vtkMRMLVolumeNode) -> None:
+    """Hide the segmentations of other scans, which often lie at the same place and would seem to be of this one."""
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        theirs = node.GetNodeReference(role)
+        if theirs is not None and theirs is not volume and node.GetDisplayNode() is not None:
+            node.SetDisplayVisibility(False)

@@ -86,7 +86,7 @@ def run(job: tuple) -> list[dict]:
 
 def run_missing(jobs: Iterable[tuple], out: Path, workers: int) -> None:
     """Run what the CSV file does not hold, `workers` at a time."""
-    from peftseg.compare import append_rows, is_done, read_rows
+    from peftseg.compare_rows import append_rows, is_done, read_rows
 
     rows = read_rows(out)
     missing = [j for j in jobs if not is_done(rows, j[0].name, j[1].label, SHOTS, j[2])]
@@ -108,7 +108,7 @@ def print_table(path: Path) -> None:
     """Mean and 95 % interval by task, candidate and structure, as Markdown."""
     import numpy as np
 
-    from peftseg.compare import interval, read_rows, score_table
+    from peftseg.compare_rows import interval, read_rows, score_table
 
     rows = read_rows(path)
     dice, surface = score_table(rows), score_table(rows, "surface_dice")
@@ -127,7 +127,7 @@ def print_table(path: Path) -> None:
 
 def print_differences(path: Path, reference: str) -> None:
     """Differences to a reference by task and over all, as Markdown; intervals that hold 0 are ties."""
-    from peftseg.compare import differences, read_rows
+    from peftseg.compare_rows import differences, read_rows
 
     rows = read_rows(path)
     print(f"\n| Dice minus that of {reference} | task | runs | mean | 95 % interval | |")

@@ -50,6 +50,7 @@ sys.exit(run_here(Path(sys.argv[2]), sys.argv[3] == "json", {"apply": job_runner
 SUBCOMMANDS = (
     "adapt",
     "check",
+    "compare",
     "apply",
     "rank",
     "evaluate",

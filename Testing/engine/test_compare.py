@@ -1,21 +1,39 @@
-"""Comparison of methods: paired differences, and that adapting teaches a real structure."""
+"""Comparison of methods: numbers by hand, paired differences, and that adapting teaches a real structure."""
 
 from __future__ import annotations
+
+import math
+import os
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from peftseg.compare import Candidate, Task, differences, run_candidate
+from peftseg.compare import Candidate, Task, draw_support, run_candidate
+from peftseg.compare_candidates import SCRATCH_RATES, make_candidates
+from peftseg.compare_report import paired_table, rank_rows, summaries
+from peftseg.compare_rows import (
+    FIELDS,
+    append_rows,
+    differences,
+    draw_spread,
+    interval,
+    is_done,
+    mean_of,
+    over_structures,
+    read_rows,
+)
+from peftseg.errors import BadInput
 from peftseg.models import Structure, resolve
+from peftseg.pareto import pareto_front, thesis_front, thesis_scores
+from peftseg.peak_memory import MIB, PROCESS, PeakMemory
 from peftseg.study import read_support_folder
 
 
 def rows_of(candidate: str, scores: dict[tuple[int, str], float], task: str = "t", structure: str = "s") -> list[dict]:
-    return [
-        {"task": task, "candidate": candidate, "draw": str(d), "scan": scan, "structure": structure, "dice": str(score)}
-        for (d, scan), score in scores.items()
-    ]
+    same = {"task": task, "candidate": candidate, "shots": "5", "structure": structure, "surface_dice": "0.5"}
+    return [same | {"draw": str(d), "scan": scan, "dice": str(score)} for (d, scan), score in scores.items()]
 
 
 def test_differences_are_paired_by_draw_and_scan():
@@ -32,6 +50,12 @@ def test_differences_are_paired_by_draw_and_scan():
     assert mean == pytest.approx(0.02, abs=0.002)
     assert 0.015 < low < high < 0.025  # though scores themselves spread over 0.7
     assert found["noisy"][2] < 0 < found["noisy"][3]
+    table = paired_table(rows)
+    line = next(line for line in table.splitlines() if line.startswith("| better"))
+    assert line.split(" | ")[1].startswith(f"**{mean:+.3f} ("), "no tie, so it is bold"
+    back = next(line for line in table.splitlines() if line.startswith("| base"))
+    assert f"**{-mean:+.3f} ({-high:+.3f} to {-low:+.3f})**" in back
+    assert "**" not in next(line for line in table.splitlines() if line.startswith("| noisy")).split(" | ")[1]
 
 
 def test_only_runs_that_both_have_count():
@@ -41,6 +65,141 @@ def test_only_runs_that_both_have_count():
     assert runs == 1
     assert mean == pytest.approx(0.1)
     assert differences(base + rows_of("other", {(2, "a"): 0.9}), "base") == {}
+
+
+def test_an_interval_is_that_of_resampled_draws_and_patients():
+    assert interval(np.array([[0.7]])) == (0.7, 0.7)
+    # Two draws of one patient: a resample is (0, 0), (0, 1) or (1, 1), with chance 1/4, 1/2 and 1/4.
+    assert interval(np.array([[0.0], [1.0]])) == (0.0, 1.0)
+    assert interval(np.array([[0.4, np.nan], [0.6, np.nan]])) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert all(math.isnan(bound) for bound in interval(np.full((2, 2), np.nan)))
+    table = np.random.default_rng(1).uniform(size=(4, 7))
+    rng = np.random.default_rng(0)
+    means = [table[rng.integers(4, size=4)][:, rng.integers(7, size=7)].mean() for _ in range(2000)]
+    assert interval(table) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_structures_count_equally_and_a_structure_that_is_nowhere_does_not_count():
+    first = rows_of("a", {(0, "p"): 0.2, (0, "q"): 0.4}, structure="s1")
+    second = rows_of("a", {(0, "p"): 0.6, (0, "q"): math.nan}, structure="s2")
+    found = over_structures(first + second)
+    assert [(row["scan"], float(row["dice"])) for row in found] == [
+        ("p", pytest.approx(0.4)),
+        ("q", pytest.approx(0.4)),
+    ]
+    assert math.isnan(mean_of([math.nan]))
+    assert draw_spread(np.array([[0.1, 0.3], [0.3, 0.5]])) == pytest.approx(math.sqrt(0.02))
+    assert math.isnan(draw_spread(np.array([[0.1, 0.3]])))
+
+
+def test_scores_of_the_thesis_are_those_of_its_table_5_5():
+    sizes = {"UNet": (19, 12.8, 12.5), "SegResNet": (4.7, 1.1, 0.7)}
+    dices = {"UNet": (0.90, 0.68, 0.83), "SegResNet": (0.89, 0.60, 0.84)}
+    scores = {name: [round(s, 3) for s in thesis_scores(dices[name], sizes[name])] for name in sizes}
+    assert scores == {"UNet": [0.5, 0.477, 0.841], "SegResNet": [0.5, 0.45, 0.914]}
+    # It keeps ConvAdapter only; that full fine-tuning is the most accurate and so unbeaten is lost.
+    assert [thesis_front(dices[name], sizes[name]) for name in sizes] == [[False, False, True]] * 2
+    assert [pareto_front(dices[name], sizes[name]) for name in sizes] == [[True, False, True]] * 2
+
+
+def test_the_pareto_front_holds_what_nothing_beats():
+    #          best  small  beaten  equal in size  twin of the small one  unknown
+    dices = (0.90, 0.50, 0.70, 0.80, 0.50, math.nan)
+    sizes = (1000, 10, 500, 400, 10, 1)
+    assert pareto_front(dices, sizes) == [True, True, False, True, True, False]
+    assert pareto_front((0.8, 0.7), (5, 5)) == [True, False]
+    assert thesis_scores((0.8, 0.8), (5, 5)) == [1.0, 1.0]
+
+
+def test_support_sets_are_redrawn_per_draw_and_repeatable():
+    sets = [tuple(draw_support(20, 5, draw)) for draw in range(6)]
+    assert len(set(sets)) == 6
+    assert all(len(set(chosen)) == 5 for chosen in sets)
+    assert sets[3] == tuple(draw_support(20, 5, 3))
+
+
+def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "runs.csv"
+    append_rows(path, rows_of("a", {(0, "p"): 0.5}))
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            append_rows(path, rows_of("a", {(1, "p"): 0.5, (1, "q"): 0.5}))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["runs.csv"]
+    append_rows(path, rows_of("a", {(1, "p"): 0.6}))
+    assert path.read_bytes().startswith(before)
+    rows = read_rows(path)
+    assert tuple(rows[0]) == FIELDS
+    assert is_done(rows, "t", "a", 5, 1)
+    assert not is_done(rows, "t", "a", 5, 2)
+    assert not is_done(rows, "t", "a", 50, 1)
+
+
+def test_a_file_with_fewer_columns_keeps_them(tmp_path):
+    path = tmp_path / "old.csv"
+    head = "task,candidate,shots,draw,scan,structure,dice,surface_dice\n"
+    path.write_text(head)
+    append_rows(path, [row | {"device": "cpu"} for row in rows_of("a", {(0, "p"): 0.5})])
+    assert path.read_text() == head + "t,a,5,0,p,s,0.5,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("task,candidate\nt,a\n", "surface_dice"),
+        ("task,candidate,shots,draw,scan,structure,dice,surface_dice\nt,a,5,0,p\n", "Line 2"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, text, named):
+    (tmp_path / "runs.csv").write_text(text)
+    with pytest.raises(BadInput, match=named):
+        read_rows(tmp_path / "runs.csv")
+
+
+def test_summaries_take_facts_once_a_run_and_the_largest_memory():
+    rows = rows_of("a", {(0, "p"): 0.5, (0, "q"): 0.7, (1, "p"): 0.6})
+    facts = {"trained": "100", "base_total": "1000", "seconds": "4", "memory_mib": "10", "rank": "", "buffers": "0"}
+    rows = [row | facts for row in rows]
+    rows[2] |= {"trained": "200", "memory_mib": "30", "seconds": "8"}
+    found = summaries(rows)["a"]
+    assert (found["trained"], found["share"], found["seconds"], found["memory"]) == (150, 0.15, 6, 30)
+    assert found["dice"] == pytest.approx(0.6)
+    assert found["dice_spread"] == pytest.approx(0.0)  # draws: 0.6 and 0.6
+    assert math.isnan(found["rank"])
+
+
+def test_methods_take_their_options_and_ranks():
+    found = make_candidates(["lora", "full", "adalora", "scratch"], {"lora.lr_head": 0.5, "lora.rank": 8}, (8, 4))
+    assert [c.label for c in found] == [
+        *("lora", "full", "adalora", "scratch", "lora rank=4"),
+        *("adalora rank=8", "adalora rank=4"),
+    ]  # lora has rank 8 already
+    by_label = {c.label: c for c in found}
+    assert by_label["lora rank=4"].options == {"lr_head": 0.5, "rank": 4}
+    assert by_label["adalora rank=4"].options == {"start_rank": 4, "rank": 4}, "it cannot end above where it starts"
+    assert by_label["adalora rank=8"].options == {"start_rank": 8, "rank": 8}
+    assert by_label["scratch"].scratch
+    assert by_label["scratch"].options == SCRATCH_RATES
+    rows = [
+        {"candidate": c.label, "initial_rank": str(c.options.get("start_rank", c.options.get("rank", "")))}
+        for c in found
+    ]
+    assert {row["candidate"] for row in rank_rows(rows)} == {"lora", "lora rank=4", "adalora rank=8", "adalora rank=4"}
+
+
+def test_peak_memory_sees_what_is_allocated_and_given_back():
+    with PeakMemory(torch.device("cpu")) as before:
+        pass
+    with PeakMemory(torch.device("cpu")) as during:
+        block = np.ones(300 * MIB, np.uint8)
+        during_sum = int(block[::4096].sum())
+        time.sleep(0.1)
+        del block
+    assert during_sum > 0
+    assert during.measures == PROCESS
+    assert 280 < during.mib - before.mib < 400
 
 
 @pytest.mark.realdata

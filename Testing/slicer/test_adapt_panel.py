@@ -158,7 +158,10 @@ def test_the_options_are_those_of_the_chosen_method(bench, pictures):
     ui, state, options = bench.ui, bench.context.state, bench.panel.options
     bench.prepare(1)
     ui.advancedBox.collapsed = False
-    assert {ui.methodBox.itemData(n) for n in range(ui.methodBox.count)} == set(METHODS)
+    assert {ui.methodBox.itemData(n) for n in range(ui.methodBox.count)} - {""} == set(METHODS)
+    later = ui.methodBox.model().item(ui.methodBox.count - 1)
+    assert "later version" in later.text()
+    assert not later.isEnabled()
     assert set(options.editors) == {option.name for option in METHODS["lora"].options}
     options.editors["rank"].value = 4
     options.editors["alpha"].text = "8,5"

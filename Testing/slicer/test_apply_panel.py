@@ -306,7 +306,7 @@ def test_rows_are_clicked_results_compared_and_deleted_without_a_job(panel, modu
     click(panel, host, 0)
     assert panel.table.current() is first
     assert "dark ball touches the lower border of the scan" in ui.resultLabel.text
-    assert [n.GetDisplayNode().GetVisibility() for n in (first, second, third)] == [1, 0, 1]
+    assert [n.GetDisplayNode().GetVisibility() for n in (first, second, third)] == [1, 0, 0]
     look(host, module, pictures, "apply_rows")
     ui.compareCombo.currentText = f"with: {second.GetName()}"
     host.process_events(80)

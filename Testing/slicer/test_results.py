@@ -196,7 +196,7 @@ def test_rows_that_need_a_look_come_first_and_reviewed_ones_do_not(host, tmp_pat
     assert not any(row.needs_look for row in results.rows([fine, odd]))
 
 
-def test_showing_a_row_jumps_to_the_structures_centre_and_hides_the_other_results_of_the_scan(host, tmp_path):
+def test_showing_a_row_jumps_to_the_structures_centre_and_hides_all_other_results(host, tmp_path):
     import slicer
 
     from PEFTSegmentLib import results
@@ -207,7 +207,7 @@ def test_showing_a_row_jumps_to_the_structures_centre_and_hides_the_other_result
     editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
     editor.SetAndObserveSegmentationNode(first)
     results.show(first, "spleen")
-    assert [n.GetDisplayNode().GetVisibility() for n in (first, second, third)] == [1, 0, 1]
+    assert [n.GetDisplayNode().GetVisibility() for n in (first, second, third)] == [1, 0, 0]
     assert editor.GetSelectedSegmentID() == first.GetSegmentation().GetSegmentIdBySegmentName("spleen")
     composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
     assert composite.GetBackgroundVolumeID() == scan.GetID()

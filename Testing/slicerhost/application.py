@@ -207,6 +207,9 @@ def build(host) -> dict:
     window = api.entry("qt", "QMainWindow")
     window = replace(window, name="qSlicerMainWindow", methods=window.methods | {"moduleSelector"})
     proxy_class("qSlicerMainWindow", qSlicerMainWindow, window)
+    bar = api.entry("qt", "QWidget")  # QStatusBar itself is not among the listed classes
+    messages = {"showMessage", "clearMessage", "currentMessage"}
+    proxy_class("QStatusBar", QtWidgets.QStatusBar, replace(bar, name="QStatusBar", methods=bar.methods | messages))
     return {"qSlicerModuleSelectorToolBar": imitation("slicer", qSlicerModuleSelectorToolBar)}
 
 

@@ -42,6 +42,7 @@ CORE_LOGICS = {
     "plots": "vtkSlicerPlotsLogic",
     "texts": "vtkSlicerTextsLogic",
     "transforms": "vtkSlicerTransformLogic",
+    "sequences": "vtkSlicerSequencesLogic",
 }
 DATA_NODES = ("vtkMRMLDisplayableNode", "vtkMRMLTableNode", "vtkMRMLTextNode", "vtkMRMLPlotChartNode")
 

@@ -18,9 +18,11 @@ from ..commands import Command
 from ..panel import Panel, enable
 from ..runner import Task
 from . import model_text
+from .adapt_progress import short
 from .model_details import ModelDetails
 
 PURPOSE = "try"
+HEADER = 38  # characters of title and state that fit on the section's header
 
 
 class ModelPanel(Panel):
@@ -59,7 +61,10 @@ class ModelPanel(Panel):
         entry = self.context.model()
         if entry is None:
             return _("1 Model - choose one")
-        return _("1 Model - {title}, {weights}").format(title=entry.title, weights=model_text.weights(entry))
+        missing = _("weights missing") if model_text.reason_against_download(entry) else _("not downloaded")
+        stands = _("ready") if entry.weights_path is not None else missing
+        title = short(entry.title, HEADER - len(stands)).replace("&", "&&")  # a button takes & for a shortcut
+        return _("1 Model - {title}, {stands}").format(title=title, stands=stands)
 
     def look(self) -> None:
         """Show the catalogue, best for the scan in view first, and how the chosen model stands."""
@@ -262,6 +267,8 @@ class ModelPanel(Panel):
             self._tried = _("The scan was closed before the result came.")
             return
         work.load_outcome(record, f"{scan.GetName()} - {title}", task.ending["provenance"])
+        if scan is scans.scan_in_view():
+            scans.hide_other_scans(scan)
         found = [name for name, volume in record["volumes_ml"].items() if volume > 0]
         self._tried = _("{scan}: {found} of {count} structures found.").format(
             scan=scan.GetName(), found=len(found), count=len(record["volumes_ml"])

@@ -14,8 +14,10 @@ from peftseg.models import Structure
 
 from .. import dialogs, structures, support_folder
 from ..context import Context
+from .support_rows import unfold_next
 
 INTERVAL_MS = 30
+NAME_LENGTH = 28  # characters of a structure's name to be seen at once
 LEAVE_OUT = ""
 
 
@@ -123,6 +125,8 @@ class FolderLoader:
             self.context.state.currentRow = rows[0].key
         text = _("Scans loaded from {folder}: {count}.").format(count=loaded, folder=self._folder)
         self._say(text if not stopped else _("Loading was stopped. {text}").format(text=text))
+        if not stopped:
+            unfold_next(self.context)
         if self._problems:
             why = "\n".join(self._problems)
             what = _("Some scans of {folder} were not loaded.").format(folder=self._folder)
@@ -154,6 +158,7 @@ def ask_names(
         box = qt.QComboBox()
         box.objectName = f"value{value}"
         box.editable = True
+        box.minimumContentsLength = NAME_LENGTH
         box.addItem(LEAVE_OUT)
         box.addItems(names)
         same = next((n for n, s in enumerate(wanted, start=1) if s.value == value), 0)

@@ -62,10 +62,7 @@ class RowActions:
         if added and not self.context.state.currentRow:
             self.context.state.currentRow = self.context.support.rows()[0].key
         self._say(_("Scans added: {count}, with their segmentation: {paired}.").format(count=len(added), paired=paired))
-        rows, wanted = self.context.support.rows(), self.wanted
-        labelled = sum(support.is_labelled(row, wanted) for row in rows)
-        if labelled and labelled >= min(len(rows), ENOUGH):
-            self.context.unfold(3)
+        unfold_next(self.context)
 
     def remove(self, key: str) -> None:
         """Take a scan off the list; scan and segmentation stay in the scene."""
@@ -119,6 +116,7 @@ class RowActions:
         if row is None or row.scan is None:
             return
         scans.show_scan(row.scan)
+        scans.hide_other_scans(row.scan)
         for other in self.context.support.rows():
             if other.labels is not None and other.labels.GetDisplayNode() is not None:
                 other.labels.SetDisplayVisibility(other.labels is row.labels)
@@ -244,3 +242,11 @@ def menu_of(button) -> qt.QMenu:
     menu = qt.QMenu(button)
     button.setMenu(menu)
     return menu
+
+
+def unfold_next(context: Context) -> None:
+    """Scans have come: step 3 has its turn where nothing is left to label, or enough is labelled."""
+    rows, wanted = context.support.rows(), structures.read(context.state)
+    labelled = sum(support.is_labelled(row, wanted) for row in rows)
+    if labelled and labelled >= min(len(rows), ENOUGH):
+        context.unfold(3)
