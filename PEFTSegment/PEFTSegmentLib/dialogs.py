@@ -89,11 +89,11 @@ def show_later(problem: Problem) -> None:
 def ask(text: str, choices: tuple[str, ...], informative: str = "") -> int:
     """Ask a question with named buttons; the index of the chosen one, the last one where the dialog is closed.
 
-    In Slicer's testing mode nothing is asked and the first choice counts.
+    In Slicer's testing mode nothing is asked and the last choice counts, which is the one that changes nothing.
     """
     if slicer.app.testingEnabled():
-        logging.info("Not asked in testing mode: %s -> %s", text, choices[0])
-        return 0
+        logging.info("Not asked in testing mode: %s -> %s", text, choices[-1])
+        return len(choices) - 1
     box = qt.QMessageBox(slicer.util.mainWindow())
     box.windowTitle = "PEFTSegment"
     box.icon = qt.QMessageBox.Question
