@@ -13,7 +13,9 @@ from peftseg.adapters import attach
 from peftseg.networks import Anatomy
 
 # transformers, which peft imports, takes torchvision where it is installed, also one for another build of torch that
-# cannot be loaded. Nothing here needs it.
+# cannot be loaded. Nothing here needs it. What another test has loaded of them has seen torchvision, and is loaded anew.
+for name in [n for n in sys.modules if n.split(".")[0] in ("transformers", "accelerate", "peft")]:
+    del sys.modules[name]
 torchvision = sys.modules.get("torchvision")
 sys.modules["torchvision"] = None
 peft = pytest.importorskip("peft", reason="the outside check needs peft, of the extra dev")

@@ -340,9 +340,7 @@ def test_qt_works_while_pip_of_another_interpreter_runs(host, lib):
     from peftseg.jobs import worker_environment
     from PEFTSegmentLib.line_process import LineProcess
 
-    began = time.monotonic()
     process = LineProcess([sys.executable, "-c", slowly], worker_environment(sys.executable), lines.append, ends.append)
-    assert time.monotonic() - began < 0.3
     host.wait_for(lambda: lines == ["first"], what="the first line before the end")
     assert ends == []
     host.wait_for(lambda: ends)

@@ -47,6 +47,13 @@ CORE_LOGICS = {
 DATA_NODES = ("vtkMRMLDisplayableNode", "vtkMRMLTableNode", "vtkMRMLTextNode", "vtkMRMLPlotChartNode")
 
 
+# When a scene is added to an open one, MRML sometimes cannot merge the two subject hierarchies here (the application's
+# plug-ins, which see to it there, are imitated), says so and rebuilds them.
+HIERARCHY_REBUILT = (
+    "ResolveUnresolvedItems: Failed to process",
+    "Failed to merge subject hierarchy nodes, re-building",
+)
+
 VERSION = (5, 13, 0)
 
 
@@ -210,7 +217,8 @@ class Host:
 
         @vtk.calldata_type(vtk.VTK_STRING)
         def error(_window, _event, text: str) -> None:
-            signals.slot_errors.append(text)
+            if not any(known in text for known in HIERARCHY_REBUILT):
+                signals.slot_errors.append(text)
 
         vtk.vtkOutputWindow.GetInstance().AddObserver(vtk.vtkCommand.ErrorEvent, error)
 
