@@ -209,9 +209,7 @@ def test_shared_folders_are_read_only_and_a_vanished_one_is_one_message(library,
     assert not library.ui.problemLabel.visible
 
 
-def test_two_hundred_adapters_are_listed_and_searched(
-    panel, host, module, own_home, tmp_path, pictures
-):
+def test_two_hundred_adapters_are_listed_and_searched(panel, host, module, own_home, tmp_path, pictures):
     source = make_adapter(tmp_path / "a.safetensors", name="one", seed=1)
     from peftseg.adapter_file import renamed
 
