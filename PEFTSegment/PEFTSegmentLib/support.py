@@ -163,12 +163,6 @@ class SupportSet:
             self.remove(row.key)
         return len(lost)
 
-    def unlabelled_scans(self) -> list[slicer.vtkMRMLScalarVolumeNode]:
-        """Usable scans of the scene that are not in the support set, or are in it without any labelled structure."""
-        wanted = structures.read(self._state)
-        labelled = {row.scan.GetID() for row in self.rows() if row.scan is not None and is_labelled(row, wanted)}
-        return [scan for scan in scans.usable_scans() if scan.GetID() not in labelled]
-
     def _write(self, rows: Sequence[Row]) -> None:
         records = [
             {

@@ -60,7 +60,6 @@ class ModuleWidget(VTKObservationMixin):
         self.context.on_refresh(self.refresh)
         self._observed = None
         self._before_import: scene_import.Session | None = None
-        self._entered = False
         self._observe_scene()
         self._observe_state()
 
@@ -95,14 +94,12 @@ class ModuleWidget(VTKObservationMixin):
 
     def enter(self) -> None:
         """The module is shown."""
-        self._entered = True
         for panel in self.panels:
             panel.enter()
         self.context.refresh()
 
     def exit(self) -> None:
         """Another module is shown."""
-        self._entered = False
         for panel in self.panels:
             panel.exit()
 
