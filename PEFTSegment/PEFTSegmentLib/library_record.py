@@ -35,6 +35,7 @@ def as_text(row: Row, adapters: AdapterList) -> str:
         (_("Model"), adapters.base_title(row)),
         (_("Licence of the model"), facts["base_licence"]),
         (_("Made with"), _made_with(facts)),
+        (_("Method chosen because"), " ".join(record.get("choice", {}).get("why", []))),
         (_("Scans are prepared"), _preparation(facts["preprocessing"])),
         (_("Hash"), facts["hash"]),
         (_("Hash of the model"), facts["base_fingerprint"]),

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftseg.adapters import check_options
+from peftseg.adapter_training import Ready, Setting, get_ready, plan_for
+from peftseg.adapters import AUTO, check_options
+from peftseg.auto import search_seconds, usual_setting
 from peftseg.base_match import base_masks, dice_where_labelled, load_asked_base
 from peftseg.config import CheckJob
 from peftseg.dataset import ONE_SCAN, about_scan, scan_warnings
@@ -21,7 +23,7 @@ from peftseg.licences import usable
 from peftseg.models import ModelEntry, Preprocessing
 from peftseg.recipe import FEWEST_VOXELS, SupportFacts, choose_recipe, support_facts
 from peftseg.study import LoadedScan, SupportItem, load_support_item
-from peftseg.train import FEWEST_TO_ESTIMATE, Ready, Setting, get_ready, job_setting, plan_for
+from peftseg.train import FEWEST_TO_ESTIMATE, job_setting
 
 # Two experts who outline a large organ agree to about this Dice: above it, five scans cannot show an improvement.
 ALREADY_MATCHES = 0.95
@@ -56,9 +58,12 @@ def run_check(job: CheckJob, reporter: Reporter) -> dict[str, Any]:
     if not scans:
         return found
     facts = {n: support_facts(scan.volume, scan.masks, entry.preprocessing.orientation) for n, scan in scans.items()}
-    setting = job_setting(job, entry, options, device, list(scans.values()), reporter)
+    asked = job_setting(job, entry, options, device, list(scans.values()), reporter)
+    setting = usual_setting(asked) if asked.method == AUTO else asked
     ready = get_ready(setting, list(scans.values()), reporter)
-    found |= _plan_facts(setting, ready, job.estimate, len(scans), time.monotonic() - started)
+    preparing = time.monotonic() - started
+    searching = search_seconds(asked, ready.plan) if asked.method == AUTO else 0.0
+    found |= _plan_facts(setting, ready, job.estimate, len(scans), preparing, searching)
     found["warnings"] = _warnings(scans, facts, entry, ready.recipe, ready.changes)
     del ready  # its network would take the base's memory
     cost = {key: found[key] for key in ("seconds", "epochs", "memory_gb", "free_gb", "plan")}
@@ -104,13 +109,18 @@ def _no_plan(device: torch.device) -> dict[str, Any]:
     return {**nothing, "device": str(device), "patch": None, "plan": "", "recipe_changes": []}
 
 
-def _plan_facts(setting: Setting, ready: Ready, estimate: str, n_scans: int, preparing: float) -> dict[str, Any]:
-    """What the plan says, in the job's words. Every training is prepared anew, which takes its time, too."""
+def _plan_facts(
+    setting: Setting, ready: Ready, estimate: str, n_scans: int, preparing: float, searching: float
+) -> dict[str, Any]:
+    """What the plan says, in the job's words. Every training is prepared anew, which takes its time, too.
+
+    `searching` are the seconds in which the method `auto` chooses, before each training.
+    """
     plan = ready.plan
-    seconds = preparing + plan.seconds
+    seconds = preparing + searching + plan.seconds
     if estimate == "loo" and n_scans >= FEWEST_TO_ESTIMATE:
         without_one = plan_for(setting, ready.scans[1:], ready.attached, ready.divisor)
-        seconds += n_scans * (preparing + without_one.seconds)
+        seconds += n_scans * (preparing + searching + without_one.seconds)
     return {
         "seconds": round(seconds, 1),
         "epochs": plan.schedule.epochs,

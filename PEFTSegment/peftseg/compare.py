@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from peftseg.adapter_training import Adapted, make_setting, predict_masks
 from peftseg.adapters import check_options
 from peftseg.adapters.base import KINDS
+from peftseg.auto import adapt_scans
 from peftseg.dataset import load_scans
 from peftseg.events import Reporter
 from peftseg.metrics import dice, surface_dice
 from peftseg.models import ModelEntry, Structure
 from peftseg.peak_memory import PeakMemory
 from peftseg.study import LoadedScan, SupportItem
-from peftseg.train import Adapted, make_setting, predict_masks, train_adapter
 from peftseg.volume import file_stem
 
 TOLERANCE_MM = 1.0
@@ -98,7 +99,7 @@ def run_candidate(
     )
     started = time.monotonic()
     with PeakMemory(device) as memory:
-        adapted = train_adapter(setting, support, reporter)
+        adapted = adapt_scans(setting, support, reporter)
     seconds = time.monotonic() - started
     common = {
         "task": task.name,
@@ -115,7 +116,7 @@ def run_candidate(
     }
     rows = []
     for item, scan in zip(scored_items, scored, strict=True):
-        masks = predict_masks(adapted, setting, scan, reporter)
+        masks = predict_masks(adapted, scan, reporter)
         whole = [s for s in task.structures if scan.known[s.name] is True]
         rows += _score(common | {"scan": file_stem(item.image)}, scan, masks, whole, tolerance_mm)
     return rows

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from peftseg.adapters import attach, check_options
+from peftseg.adapter_training import Setting, starting_network
+from peftseg.adapters import AUTO, attach, check_options
 from peftseg.compare import TOLERANCE_MM, Candidate, Task, run_candidate
 from peftseg.compare_report import write_report
 from peftseg.compare_rows import append_rows, is_done, mean_of, read_rows
@@ -26,7 +27,6 @@ from peftseg.locks import FileLock
 from peftseg.models import ModelEntry
 from peftseg.paths import write_text
 from peftseg.study import SupportItem, require_writable_dir
-from peftseg.train import Setting, starting_network
 from peftseg.volume import file_stem
 
 FORMAT = 1
@@ -206,6 +206,9 @@ def _fitting(comparison: Comparison) -> tuple[Comparison, list[str], str]:
     network, anatomy, base_fingerprint = starting_network(base)
     fitting, skipped = [], []
     for candidate in comparison.candidates:
+        if candidate.method == AUTO:  # it looks itself for what fits
+            fitting.append(candidate)
+            continue
         try:
             attach(copy.deepcopy(network), anatomy, candidate.method, candidate.options, novel)
         except BadInput as error:

@@ -5,80 +5,34 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from peftseg.adapter_file import FORMAT, Recipe, check_name, read_adapter_info, save_adapter
-from peftseg.adapters import attach, check_options, learning_rates
-from peftseg.adapters.base import Attached
+from peftseg.adapter_training import Adapted, Setting, make_setting, predict_masks
+from peftseg.adapters import check_options
+from peftseg.auto import adapt_scans
 from peftseg.base_match import LeftOutFiles, left_out_facts, load_asked_base
 from peftseg.config import AdaptJob, CheckJob
-from peftseg.dataset import ONE_SCAN, load_scans, prepare_scans, scan_warnings, structures_overlap
+from peftseg.dataset import ONE_SCAN, load_scans, scan_warnings
 from peftseg.device import choose_device
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.flags import borders
-from peftseg.infer import segment
 from peftseg.library import next_version, store_next
 from peftseg.library_rows import ref_of
 from peftseg.licences import licence_text, usable
 from peftseg.metrics import dice
-from peftseg.models import ModelEntry, Preprocessing, Structure, remember
-from peftseg.networks import Anatomy, build, head_rows, replace_head
-from peftseg.optimise import History, fit
-from peftseg.patches import Scan
-from peftseg.plan import Plan, make_plan
-from peftseg.preprocess import prepare
-from peftseg.recipe import choose_recipe, support_facts
+from peftseg.models import ModelEntry, remember
 from peftseg.study import LoadedScan, require_writable_dir
 from peftseg.version import __version__
-from peftseg.weights import architecture, fingerprint, fit_head, load_base, n_outputs
-from peftseg.windows import window_for
 
 FEWEST_TO_ESTIMATE = 3  # scans, for leaving one out
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is fixed before training: the base, the structures, the method and how it is run."""
-
-    entry: ModelEntry
-    structures: tuple[Structure, ...]
-    activation: str
-    method: str
-    options: dict[str, Any]
-    train_decoder: bool
-    device: torch.device
-    seed: int = 0
-    precision: str = "auto"
-    epochs: int | None = None
-    budget_minutes: float | None = None
-    smaller_plan: bool = False
-    scratch: bool = False
-    """Start from random weights instead of the base's, as the comparison's reference does."""
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """The outcome of one training: the pruned adapter on its network, its recipe and its history.
-
-    `base_fingerprint` is that of the weights it started from; `divisor` is the network's: windows for studies are
-    multiples of it (see `windows.window_for`).
-    """
-
-    attached: Attached
-    recipe: Preprocessing
-    changes: list[str]
-    plan: Plan
-    history: History
-    divisor: int | tuple[int, int, int]
-    base_fingerprint: str
 
 
 def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
@@ -89,7 +43,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     dict
         "adapter" (path), "hash", "version", "ref", "path" (see `save_result`), "name", "epochs", "seconds", "loss",
         "trained_share", "ranks", "recipe_changes", "estimate" (structure -> Dice of each left-out scan, or None),
-        "left_out" (see `leave_one_out`).
+        "left_out" (see `leave_one_out`), "choice" (of the method `auto`, see `auto.choose`; else empty).
 
     Raises
     ------
@@ -97,7 +51,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         See `errors`; nothing is written then.
     """
     started = time.monotonic()
-    out = _check_output(Path(job.out))
+    out = check_output(Path(job.out))
     name = job.name or " + ".join(s.name for s in job.structures)
     check_name(name)
     entry = usable(job.model)
@@ -108,14 +62,14 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     loaded = load_scans(job.support, job.structures, job.replace_nonfinite, reporter)
     _warn_about(loaded, reporter)
     setting = job_setting(job, entry, options, device, loaded, reporter)
-    adapted = train_adapter(setting, loaded, reporter)
+    adapted = adapt_scans(setting, loaded, reporter)
     estimate, left_out = leave_one_out(setting, loaded, reporter) if job.estimate == "loo" else (None, [])
     recipe = Recipe(
         format=FORMAT,
         name=name,
         version=next_version(name),
-        method=job.method,
-        options=options,
+        method=adapted.setting.method,
+        options=adapted.setting.options,
         train_decoder=setting.train_decoder,
         base_id=entry.id,
         base_fingerprint=adapted.base_fingerprint,
@@ -144,6 +98,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         "recipe_changes": adapted.changes,
         "estimate": estimate,
         "left_out": left_out,
+        "choice": adapted.choice,
     }
 
 
@@ -197,115 +152,6 @@ def job_setting(
     )
 
 
-def make_setting(
-    entry: ModelEntry,
-    structures: tuple[Structure, ...],
-    loaded: list[LoadedScan],
-    method: str,
-    options: dict[str, Any],
-    device: torch.device,
-    reporter: Reporter,
-) -> Setting:
-    """Decide head and decoder by DESIGN's rules: overlap makes a sigmoid head, any novel structure trains the decoder.
-
-    Seed, precision, epochs and budget are the defaults; `dataclasses.replace` gives others.
-    """
-    known = {s.name for s in entry.known_structures}
-    novel = [s.name for s in structures if s.name not in known]
-    if novel:
-        reporter.log(f"Novel for this model: {', '.join(novel)}; the decoder trains too.")
-    activation = "sigmoid" if structures_overlap(loaded) else "softmax"
-    if activation == "sigmoid":
-        reporter.log("Structures overlap: each gets its own yes-or-no output, results are layered .seg.nrrd files.")
-    return Setting(
-        entry=entry,
-        structures=structures,
-        activation=activation,
-        method=method,
-        options=options,
-        train_decoder=bool(novel),
-        device=device,
-    )
-
-
-@dataclass(frozen=True)
-class Ready:
-    """Everything that training needs, and what it is expected to cost."""
-
-    attached: Attached
-    recipe: Preprocessing
-    changes: list[str]
-    scans: list[Scan]
-    plan: Plan
-    divisor: int | tuple[int, int, int]
-    base_fingerprint: str
-
-
-def get_ready(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Ready:
-    """Preprocess, attach and plan. Every choice that depends on the scans is made in here."""
-    facts = [support_facts(scan.volume, scan.masks, setting.entry.preprocessing.orientation) for scan in loaded]
-    recipe, changes = choose_recipe(setting.entry.preprocessing, facts)
-    for change in changes:
-        reporter.log(change)
-    scans = prepare_scans(list(loaded), recipe, setting.structures, setting.activation == "sigmoid", setting.device)
-    reporter.check()
-    torch.manual_seed(setting.seed)
-    network, anatomy, base_fingerprint = starting_network(setting)
-    attached = attach(network, anatomy, setting.method, setting.options, setting.train_decoder)
-    for note in attached.notes:
-        reporter.log(note)
-    network.to(setting.device)
-    plan = plan_for(setting, scans, attached, anatomy.divisor)
-    reporter.log(plan.sentence())
-    return Ready(attached, recipe, changes, scans, plan, anatomy.divisor, base_fingerprint)
-
-
-def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Adapted:
-    """Get ready, fit and prune."""
-    ready = get_ready(setting, loaded, reporter)
-    attached, plan = ready.attached, ready.plan
-    groups = attached.parameter_groups(learning_rates(setting.options))
-    names = [s.name for s in setting.structures]
-    history = fit(
-        attached, groups, ready.scans, plan.schedule, setting.activation, reporter, plan.deadline, structures=names
-    )
-    attached.prune()
-    return Adapted(attached, ready.recipe, ready.changes, plan, history, ready.divisor, ready.base_fingerprint)
-
-
-def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy, str]:
-    """The base with a head for the structures, and the base's fingerprint.
-
-    From scratch: the same network with random weights, and no fingerprint.
-    """
-    if setting.scratch:
-        rows = n_outputs(setting.structures, setting.activation)
-        network, anatomy = build(setting.entry.network, rows)
-        if head_rows(network, anatomy) is None:  # text-driven: it has its own structures' rows
-            replace_head(network, anatomy, rows)
-        return network, anatomy, ""
-    network, anatomy = load_base(setting.entry)
-    base_fingerprint = fingerprint(network.state_dict(), architecture(setting.entry))
-    fit_head(network, anatomy, setting.entry, setting.structures, setting.activation)
-    return network, anatomy, base_fingerprint
-
-
-def plan_for(setting: Setting, scans: list[Scan], attached: Attached, divisor: int | tuple[int, int, int]) -> Plan:
-    """The plan for training on these scans."""
-    return make_plan(
-        attached.network,
-        [tuple(scan.image.shape[1:]) for scan in scans],
-        setting.entry.window,
-        divisor,
-        setting.device,
-        budget_minutes=setting.budget_minutes,
-        epochs=setting.epochs,
-        precision=setting.precision,
-        seed=setting.seed,
-        smaller=setting.smaller_plan,
-    )
-
-
 def leave_one_out(
     setting: Setting, loaded: list[LoadedScan], reporter: Reporter
 ) -> tuple[dict[str, list[float | None]] | None, list[dict[str, Any]]]:
@@ -332,11 +178,11 @@ def leave_one_out(
     for number, left_out in enumerate(loaded, start=1):
         reporter.progress("estimate", number - 1, len(loaded))
         others = [scan for scan in loaded if scan is not left_out]
-        adapted = None if reporter.stop_keep() else train_adapter(setting, others, _inside(reporter, number))
+        adapted = None if reporter.stop_keep() else adapt_scans(setting, others, _inside(reporter, number))
         if adapted is None or reporter.stop_keep():  # an adapter that was cut short would make a false estimate
             reporter.warning("Stopped on request: accuracy is not estimated.")
             return None, rows
-        masks = predict_masks(adapted, setting, left_out, reporter)
+        masks = predict_masks(adapted, left_out, reporter)
         del adapted
         whole = [s.name for s in setting.structures if left_out.known[s.name] is True]
         dices = {s.name: None for s in setting.structures}
@@ -357,25 +203,6 @@ def _inside(reporter: Reporter, number: int) -> Reporter:
     inner.checkpoint = None  # it is of the main training
     inner.progress = partial(reporter.progress, left_out=number)
     return inner
-
-
-def predict_masks(adapted: Adapted, setting: Setting, scan: LoadedScan, reporter: Reporter) -> dict[str, np.ndarray]:
-    """Masks (I, J, K) by structure name, on the scan's own grid."""
-    prepared = prepare(scan.volume, adapted.recipe)
-    result = segment(
-        adapted.attached.merge(),
-        prepared,
-        n_outputs(setting.structures, setting.activation),
-        window_for(prepared.image.shape[1:], adapted.plan.schedule.patch, setting.entry.window, adapted.divisor),
-        setting.entry.overlap,
-        setting.activation,
-        setting.device,
-        precision=setting.precision,
-        reporter=reporter,
-    )
-    if setting.activation == "sigmoid":
-        return {s.name: result[i] for i, s in enumerate(setting.structures)}
-    return {s.name: result == i for i, s in enumerate(setting.structures, start=1)}
 
 
 def training_record(
@@ -407,6 +234,7 @@ def training_record(
         "trained_share": adapted.attached.trained_share(),
         "ranks": adapted.attached.facts().get("ranks", {}),
         "estimate": estimate if estimate is not None else "not estimated",
+        **({"choice": adapted.choice} if adapted.choice else {}),
         "seconds": round(seconds, 1),
         "software": {"peftseg": __version__, "torch": torch.__version__.split("+")[0]},
     }
@@ -428,7 +256,7 @@ def label_state(scan: LoadedScan, name: str) -> str:
     return "labelled" if scan.masks[name].any() else "absent"
 
 
-def _check_output(out: Path) -> Path:
+def check_output(out: Path) -> Path:
     if out.suffix != ".safetensors":
         raise BadInput(f"The adapter file '{out.name}' does not end in .safetensors.", "Give such a name with --out.")
     if out.exists():

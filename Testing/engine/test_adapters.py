@@ -423,4 +423,4 @@ def test_the_method_table_is_importable_without_torch():
     code = "import sys; sys.modules['torch'] = None; import peftseg.adapters as a; print(sorted(a.METHODS))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == str(sorted(METHODS))
-    assert len(METHODS) == 15
+    assert len(METHODS) == 16

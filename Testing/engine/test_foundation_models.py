@@ -17,8 +17,10 @@ from monai.networks.nets import SegResNet, SegResNetDS, SwinUNETR
 from torch import nn
 
 from peftseg import checkpoint_import
+from peftseg.adapter_training import make_setting, starting_network
 from peftseg.adapters import attach
 from peftseg.checkpoint_import import import_checkpoint, match, read_tensors, strip_names
+from peftseg.early_head import EarlyHead
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.foundation_models import FOUNDATION_MODELS
@@ -37,14 +39,12 @@ from peftseg.models import (
     remember,
     to_dict,
 )
-from peftseg.networks import build, head_of, head_rows, replace_head
+from peftseg.networks import build, head_of, head_rows, per_axis, replace_head
 from peftseg.networks.clip_driven import ClipDrivenHead
 from peftseg.networks.swin_unetr import LegacyPatchMerging
-from peftseg.networks.unet2d import EarlyHead
 from peftseg.networks.unet3d import BatchStatisticsNorm3d
 from peftseg.preprocess import prepare
 from peftseg.segmenter import model_segmenter, segment_volume
-from peftseg.train import make_setting, starting_network
 from peftseg.volume import Volume
 from peftseg.weights import fit_head, head_width, load_base, save_model
 
@@ -107,7 +107,7 @@ class TestCounts:
         assert sum(b.numel() for n, b in network.named_buffers() if "running" in n) == 6338
 
     def test_early_heads(self):
-        assert [parameters(EarlyHead(level)) for level in range(4)] == [2725, 4453, 7909, 14821]
+        assert [parameters(EarlyHead(16 * 2**level)) for level in range(4)] == [2725, 4453, 7909, 14821]
 
     def test_ct_fm_has_the_published_size(self):
         network = SegResNetDS(init_filters=32, blocks_down=(1, 2, 2, 4, 4), dsdepth=4, out_channels=118)
@@ -270,7 +270,7 @@ class TestEveryEntry:
         )
 
         # Forward: logits, a row a structure; nothing in the network changes.
-        side = 2 * anatomy.divisor
+        side = 2 * max(per_axis(anatomy.divisor))
         image = torch.randn(1, 1, side, side, side, generator=torch.Generator().manual_seed(2))
         before = {n: t.clone() for n, t in state.items()}
         with torch.inference_mode():
@@ -633,7 +633,9 @@ class TestUNet2D:
         image = torch.randn(1, 1, 32, 48)
         with torch.inference_mode():
             features = network.encode(image)
-            assert [EarlyHead(k).eval()(f).shape[2:] for k, f in enumerate(features)] == [(32, 48)] * 4
+            heads = [EarlyHead(16 * 2**k).eval() for k in range(4)]
+            logits = [head(f, (32, 48)) for head, f in zip(heads, features, strict=True)]
+        assert [tuple(z.shape) for z in logits] == [(1, 1, 32, 48)] * 4
 
 
 class TestZeroShot:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from peftseg.adapter_file import load_adapter
-from peftseg.adapters import METHODS
+from peftseg.adapters import AUTO, METHODS
 from peftseg.config import AdaptJob
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
@@ -42,7 +42,7 @@ def changed(job: AdaptJob, method: str, **options) -> AdaptJob:
     return AdaptJob(**{**vars(job), "method": method, "options": options})
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "adaptformer"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("adaptformer", AUTO)])
 def test_a_method_adapts_and_its_file_segments(method, job, tmp_path):
     result = run_adapt(changed(job, method), Reporter.silent())
     recipe, state, _ = load_adapter(result["adapter"])

@@ -158,10 +158,7 @@ def test_the_options_are_those_of_the_chosen_method(bench, pictures):
     ui, state, options = bench.ui, bench.context.state, bench.panel.options
     bench.prepare(1)
     ui.advancedBox.collapsed = False
-    assert {ui.methodBox.itemData(n) for n in range(ui.methodBox.count)} - {""} == set(METHODS)
-    later = ui.methodBox.model().item(ui.methodBox.count - 1)
-    assert "later version" in later.text()
-    assert not later.isEnabled()
+    assert {ui.methodBox.itemData(n) for n in range(ui.methodBox.count)} == set(METHODS)
     assert set(options.editors) == {option.name for option in METHODS["lora"].options}
     options.editors["rank"].value = 4
     options.editors["alpha"].text = "8,5"
@@ -290,6 +287,8 @@ def test_progress_is_told_in_words(bench):
     text, value, maximum = adapt_progress.stage(task)
     assert text.startswith("Estimating the accuracy: scan 2 of 3, ")
     assert value / maximum == pytest.approx(2.5 / 4, abs=0.01)
+    task.progress = {"stage": "choose", "step": 30, "total": 120, "eta_s": 210.0, "trying": "LoRA", "without": 2}
+    assert adapt_progress.stage(task) == ("Trying LoRA without scan 2, 3 min 30 s left", 30, 120)
     assert adapt_progress.match_now({BRIGHT: 0.912, DARK: None}) == (
         "Match to your own labels (not accuracy): bright ball 0.91"
     )
@@ -367,6 +366,16 @@ def test_an_adapter_that_the_library_did_not_take_is_not_lost(bench, host, tmp_p
     bench.ui.closeButton.click()
     bench.look()
     assert not task.folder.exists()
+
+
+def test_a_method_that_was_chosen_by_the_scans_is_named_and_the_reason_is_in_the_tooltip(bench, tmp_path):
+    choice = {"label": "LoRA, rank 32", "why": ["Tried LoRA and ARENA.", "LoRA, rank 32: +0.010 Dice: taken."]}
+    facts = {"ref": "x-v1", "name": "x", "version": 1, "adapter": "", "estimate": None, "choice": choice}
+    ended(bench, tmp_path, "finished", facts)
+    bench.context.refresh()
+    bench.look()
+    assert bench.ui.doneLabel.text == "Adapter 'x', version 1, saved. Method chosen: LoRA, rank 32."
+    assert all(sentence in bench.ui.doneLabel.toolTip for sentence in choice["why"])
 
 
 def test_long_names_do_not_widen_the_panel(bench, tmp_path, pictures):

@@ -15,7 +15,6 @@ from ..context import Context
 from ..work import DEFAULT_METHOD
 
 DECIMALS, LARGEST = 6, 1_000_000
-AUTO = "auto"  # the method that the engine will choose by the scans
 
 
 class AdvancedOptions:
@@ -37,9 +36,6 @@ class AdvancedOptions:
             title = METHODS[name].title
             shown = _("{title} (usual)").format(title=title) if name == DEFAULT_METHOD else title
             self.ui.methodBox.addItem(shown, name)
-        if AUTO not in METHODS:
-            self.ui.methodBox.addItem(_("automatic (later version)"), "")
-            self.ui.methodBox.model().item(len(METHODS)).setEnabled(False)
         devices = [(_("best available"), "auto"), (_("graphics card (CUDA)"), "cuda"), (_("processor only"), "cpu")]
         if sys.platform == "darwin":
             devices[1] = (_("graphics processor (Metal)"), "mps")

@@ -53,6 +53,8 @@ def _working(task: Task, progress: dict[str, Any]) -> tuple[str, int, int]:
     name, step, total = progress["stage"], int(progress["step"]), int(progress["total"])
     if progress.get("left_out") or name == "estimate":
         return _estimating(task, progress)
+    if name == "choose":
+        return _trying(progress)
     if name == "train":
         return _learning(task, progress)
     counted = {
@@ -82,6 +84,14 @@ def _learning(task: Task, progress: dict[str, Any]) -> tuple[str, int, int]:
     if _parts(task) > 1:
         text += _(", then the estimate of the accuracy")
     return text, step, end
+
+
+def _trying(progress: dict[str, Any]) -> tuple[str, int, int]:
+    """What the method "automatic" does before the training that counts."""
+    text = _("Trying {method} without scan {n}").format(method=progress["trying"], n=progress["without"])
+    eta = progress.get("eta_s")
+    text += ", " + texts.time_left(eta) if eta and eta >= 1 else ""
+    return text, int(progress["step"]), int(progress["total"])
 
 
 def _estimating(task: Task, progress: dict[str, Any]) -> tuple[str, int, int]:
@@ -137,12 +147,21 @@ def listed(sentences: Sequence[str], tokens: Sequence[str]) -> str:
 
 
 def saved(ending: dict[str, Any]) -> str:
-    """ "Adapter 'x', version 1, saved."."""
+    """ "Adapter 'x', version 1, saved."; where the method was chosen by the scans, also which one it was."""
     if ending.get("ref") is None:
-        return _("Adapter '{name}' was made, but is not in the library yet. Save it before you close this.").format(
+        text = _("Adapter '{name}' was made, but is not in the library yet. Save it before you close this.").format(
             name=ending["name"]
         )
-    return _("Adapter '{name}', version {version}, saved.").format(name=ending["name"], version=ending["version"])
+    else:
+        text = _("Adapter '{name}', version {version}, saved.").format(name=ending["name"], version=ending["version"])
+    choice = ending.get("choice")
+    return f"{text} " + _("Method chosen: {method}.").format(method=choice["label"]) if choice else text
+
+
+def chosen(ending: dict[str, Any], tokens: Sequence[str]) -> str:
+    """Why the method "automatic" chose what it chose; "" for other methods."""
+    choice = ending.get("choice")
+    return listed(choice["why"], tokens) if choice else ""
 
 
 def estimated(ending: dict[str, Any], tokens: Sequence[str]) -> str:

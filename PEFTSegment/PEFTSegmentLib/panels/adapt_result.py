@@ -61,6 +61,7 @@ class ResultView:
         ending, tokens = done.ending, done.note["scans"]
         stored = ending.get("ref") is not None
         say(ui.doneLabel, progress.saved(ending))
+        ui.doneLabel.toolTip = progress.chosen(ending, tokens)
         say(ui.estimateResult, progress.estimated(ending, tokens))
         say(ui.doneWarnings, progress.listed(done.warnings, tokens))
         ui.applyButton.visible = stored

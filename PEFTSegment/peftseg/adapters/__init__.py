@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from peftseg.adapters.table import METHODS, MethodInfo, Option, check_options, learning_rates, method_info
+from peftseg.adapters.table import AUTO, METHODS, MethodInfo, Option, check_options, learning_rates, method_info
+from peftseg.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from peftseg.networks import Anatomy
 
 __all__ = [
+    "AUTO",
     "METHODS",
     "MethodInfo",
     "Option",
@@ -54,6 +56,11 @@ def attach(
         For unknown methods and options, layers that do not exist, and a network that already has an adapter.
     """
     checked = check_options(method, options)
+    if method == AUTO:
+        raise BadInput(
+            "The method 'auto' cannot be attached: it chooses another one by the labelled scans.",
+            "Use `peftseg adapt`, or name a method.",
+        )
     return import_module(method_info(method).module).attach(network, anatomy, checked, train_decoder)
 
 

@@ -46,7 +46,7 @@ class MethodInfo:
     title, summary : str
         Name, and one sentence in plain words.
     module : str
-        Module with the function `attach`.
+        Module with the function `attach`; "" for what chooses a method and attaches nothing itself.
     options : tuple of Option
     presets : mapping
         Name of a preset -> options that it sets; given options count more. The method then has an option "preset".

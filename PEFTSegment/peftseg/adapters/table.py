@@ -11,9 +11,10 @@ from typing import Any
 from peftseg.adapters.options import MethodInfo, Option, checked
 from peftseg.errors import unknown_name
 
-__all__ = ["METHODS", "MethodInfo", "Option", "check_options", "learning_rates", "method_info"]
+__all__ = ["AUTO", "METHODS", "MethodInfo", "Option", "check_options", "learning_rates", "method_info"]
 
 PRESET = "preset"
+AUTO = "auto"  # chooses one of the others (`peftseg.auto`); it attaches nothing itself
 _RANK = Option("rank", 16, "Number of components that each adapted layer gets.", minimum=1)
 _LAYERS = Option(
     "layers",
@@ -308,6 +309,21 @@ _FULL = MethodInfo(
     options=(_LR_BODY, _LR_DECODER, _LR_HEAD),
 )
 
+_AUTO = MethodInfo(
+    name=AUTO,
+    title="Automatic",
+    summary="Tries several methods on your own scans, leaving one patient out at a time, and uses the best.",
+    module="",
+    options=(
+        Option(
+            "methods",
+            "lora,full,arena,conv_adapter,decoder",
+            "Names of the methods to try, with commas between them; the first one is used where they tie.",
+        ),
+        Option("search_share", 0.5, "Part of the time that goes into trying, above 0 and below 1.", minimum=0.0),
+    ),
+)
+
 METHODS: dict[str, MethodInfo] = {
     m.name: m
     for m in (
@@ -326,6 +342,7 @@ METHODS: dict[str, MethodInfo] = {
         _SELECTIVE,
         _DECODER,
         _FULL,
+        _AUTO,
     )
 }
 

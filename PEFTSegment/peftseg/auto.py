@@ -1,0 +1,456 @@
+"""The method `auto`: method, layers, rank and rates are chosen by leaving out one patient of the support set at a time.
+
+A race: every method of its list learns from the other scans and is scored on the left-out one; after each left-out scan those
+that are clearly behind drop out. The winner's rates, rank and layers are then varied one at a time. Everything that
+depends on the scans (recipe, plan) is done anew in every trial. The first method of the list stays where nothing beats it
+by more than the differences vary. In `leave_one_out` the whole choice is repeated without the left-out scan, so that its
+estimate stays honest.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peftseg.adapter_training import (
+    Adapted,
+    Setting,
+    get_ready,
+    plan_for,
+    predict_masks,
+    starting_network,
+    train_adapter,
+)
+from peftseg.adapters import AUTO, attach
+from peftseg.auto_choices import Choice, listed, starters, variations
+from peftseg.config import CPU_BUDGET_MINUTES
+from peftseg.device import release_memory
+from peftseg.errors import BadInput, OutOfMemory, TrainingFailed
+from peftseg.events import Reporter
+from peftseg.metrics import dice
+from peftseg.networks import Anatomy
+from peftseg.paths import write_text
+from peftseg.plan import Plan
+from peftseg.study import LoadedScan
+
+FILE = "auto.json"  # beside the checkpoint: trials are not repeated when a job goes on
+SHORTEST = 12  # epochs of a trial: what shorter ones say of a method is mostly its speed
+SEARCH_TRAININGS = 5.0  # effort of the search in trainings like the last one, where no time is given
+MOST_TRAINED = 5_000_000  # values: methods that train more make adapter files that are no longer small
+BEHIND = (0.05, 0.02, 0.01)  # Dice behind the best at which a method drops out, after 1, 2, and more scans
+MOST_FOLDS = 5  # scans that are left out in the race
+MOST_VARIED_FOLDS = 3  # scans on which a variation of the winner is tried
+
+
+@dataclass
+class Search:
+    """The state of a search.
+
+    Attributes
+    ----------
+    choices : int
+        How many of the list's methods are tried; under 2 nothing is.
+    epochs, minutes : int or None, float or None
+        Of every trial; one of the two.
+    limit, spent : float
+        Effort allowed and used: seconds, or scan-epochs with `epochs`.
+    scores : dict
+        Choice's label -> left-out scan (from 0 on) -> mean Dice of its structures.
+    failed : dict
+        Choice's label -> why it could not be trained.
+    why : list of str
+        What was decided, and by which numbers.
+    """
+
+    choices: int = 0
+    epochs: int | None = None
+    minutes: float | None = None
+    limit: float = 0.0
+    spent: float = 0.0
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    why: list[str] = field(default_factory=list)
+
+    def affords(self, trials: int) -> bool:
+        """Whether so many more trials fit, at the mean cost so far."""
+        done = sum(len(found) for found in self.scores.values())
+        return self.spent + (self.spent / done if done else 0.0) * trials <= self.limit
+
+    def length(self) -> str:
+        """How long a trial is, in words."""
+        return f"{self.epochs} epochs" if self.minutes is None else f"{self.minutes:.1f} min"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The outcome of a search: what to train, why, the seconds that it took, and the best trial's adapter so far."""
+
+    choice: Choice
+    facts: dict[str, Any]
+    seconds: float
+    kept: Adapted | None = None
+
+
+def adapt_scans(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Adapted:
+    """Train an adapter; with the method `auto`, choose first.
+
+    What was trained is in the result's `setting`, how it was chosen in `choice`. Where the user stops during the search,
+    the best trial's adapter is the result: it has not seen one of the scans.
+    """
+    if setting.method != AUTO:
+        return train_adapter(setting, loaded, reporter)
+    decision = choose(setting, list(loaded), reporter)
+    if decision.kept is not None and reporter.stop_keep():
+        reporter.warning("Stopped while methods were tried: this adapter has learnt from all labelled scans but one.")
+        return replace(decision.kept, choice=decision.facts)
+    minutes = _minutes(setting)
+    if minutes is not None:
+        minutes = max(minutes - decision.seconds / 60, (1 - _search_share(setting)) * minutes)
+    chosen = with_choice(setting, decision.choice)
+    adapted = train_adapter(replace(chosen, budget_minutes=minutes), loaded, reporter)
+    return replace(adapted, choice=decision.facts)
+
+
+def with_choice(setting: Setting, choice: Choice) -> Setting:
+    """The setting with a choice in place of `auto`."""
+    return replace(setting, method=choice.method, options=dict(choice.options))
+
+
+def usual_setting(setting: Setting) -> Setting:
+    """The setting with the first method to be tried in place of `auto`, and the part of the time that is left to it."""
+    minutes = _minutes(setting)
+    first = with_choice(setting, starters(setting.options["methods"])[0])
+    return replace(first, budget_minutes=None if minutes is None else minutes * (1 - _search_share(setting)))
+
+
+def search_seconds(setting: Setting, final: Plan) -> float:
+    """Seconds that a search is expected to take, beside a last training by this plan."""
+    minutes = _minutes(setting)
+    return SEARCH_TRAININGS * final.seconds if minutes is None else 60 * minutes * _search_share(setting)
+
+
+def choose(setting: Setting, loaded: list[LoadedScan], reporter: Reporter) -> Decision:
+    """Search for the best choice within the time.
+
+    Returns
+    -------
+    Decision
+        Its facts: "method", "options", "label", "why" (sentences), "trial" (how long each was) and "scores" (label -> one
+        Dice a scan, None where it was not tried there). They chose the method, so they are no estimate of its accuracy.
+
+    Raises
+    ------
+    BadInput
+        No method of the list fits the model, or the options are wrong.
+    """
+    started = time.monotonic()
+    choices, misfits = _fitting(setting)
+    for text in misfits:
+        reporter.log(text)
+    folds = usable_folds(loaded, setting)
+    path = None if reporter.checkpoint is None else reporter.checkpoint.with_name(FILE)
+    search = _read(path) or _planned(setting, loaded, choices, folds, reporter)
+    trial = _Trial(setting, loaded, search, path, started, reporter)
+    choice = choices[0]
+    if search.choices > 1:
+        choice = _refine(_race(choices[: search.choices], folds, trial), folds, trial)
+    search.why += [f"{label} could not be trained: {message}" for label, message in search.failed.items()]
+    for sentence in search.why:
+        reporter.log(sentence)
+    facts = {
+        "method": choice.method,
+        "options": dict(choice.options),
+        "label": choice.label,
+        "why": search.why,
+        "trial": search.length() if search.choices > 1 else "",
+        "scores": {label: [found.get(n) for n in range(len(loaded))] for label, found in search.scores.items()},
+    }
+    return Decision(choice, facts, trial.seconds(), trial.kept)
+
+
+def usable_folds(loaded: Sequence[LoadedScan], setting: Setting) -> list[int]:
+    """Scans (from 0 on) that can be left out: they label a structure as a whole that others show too."""
+    return [n for n in range(len(loaded)) if _scored(loaded, n, setting)]
+
+
+def _scored(loaded: Sequence[LoadedScan], left_out: int, setting: Setting) -> list[str]:
+    """Structures on which a left-out scan can be scored."""
+    others = [scan for n, scan in enumerate(loaded) if n != left_out]
+    return [
+        s.name
+        for s in setting.structures
+        if loaded[left_out].known[s.name] is True
+        and loaded[left_out].masks[s.name].any()
+        and any(scan.masks[s.name].any() for scan in others)
+    ]
+
+
+def _fitting(setting: Setting) -> tuple[list[Choice], list[str]]:
+    """The choices that fit the model, and why others were left out."""
+    network, anatomy, _ = starting_network(setting)
+    asked = starters(setting.options["methods"])
+    fitting, misfits = [], []
+    for choice in asked:
+        try:
+            trained = _trained(choice, network, anatomy, setting)
+        except BadInput as error:
+            misfits.append(f"{choice.label} is not tried: {error.message}")
+            continue
+        if trained > MOST_TRAINED and len(asked) > 1:
+            misfits.append(f"{choice.label} is not tried: it trains {trained:,} values, more than {MOST_TRAINED:,}.")
+            continue
+        fitting.append(choice)
+    if not fitting:
+        raise BadInput(
+            f"No method that 'auto' may try fits {setting.entry.id}: {' '.join(misfits)}",
+            "Name other methods with the option 'methods'.",
+        )
+    return fitting, misfits
+
+
+def _trained(choice: Choice, network: nn.Module, anatomy: Anatomy, setting: Setting) -> int:
+    """How many values a choice trains."""
+    attached = attach(copy.deepcopy(network), anatomy, choice.method, dict(choice.options), setting.train_decoder)
+    return sum(p.numel() for p in attached.trainable().values())
+
+
+def _minutes(setting: Setting) -> float | None:
+    """The time limit, if there is one."""
+    if setting.budget_minutes is None and setting.epochs is None and setting.device.type == "cpu":
+        return CPU_BUDGET_MINUTES
+    return setting.budget_minutes
+
+
+def _search_share(setting: Setting) -> float:
+    share = setting.options["search_share"]
+    if not 0 < share < 1:
+        raise BadInput(f"search_share is {share}; expected above 0 and below 1.", "Try 0.5.")
+    return share
+
+
+def _planned(
+    setting: Setting, loaded: list[LoadedScan], choices: list[Choice], folds: list[int], reporter: Reporter
+) -> Search:
+    """How many methods are tried and for how long, from what the first one costs."""
+    first, share, minutes = choices[0].label, _search_share(setting), _minutes(setting)
+    if len(choices) == 1:
+        return Search(why=[f"{first} is the only method that can be tried."])
+    if len(folds) < 2:
+        return Search(why=[f"{first} is used: under two scans can be left out to compare methods on."])
+    usual = replace(with_choice(setting, choices[0]), budget_minutes=None if minutes is None else minutes * (1 - share))
+    ready = get_ready(usual, loaded, _quiet(reporter))
+    planned = ready.plan.schedule.epochs
+    for n in range(len(choices), 1, -1):
+        trials = _trials_wanted(n, len(folds))
+        if minutes is None:
+            limit = SEARCH_TRAININGS * planned * len(loaded)
+            epochs = min(planned, int(limit / trials / (len(loaded) - 1)))
+            search = Search(n, epochs=epochs, limit=limit)
+        else:
+            search = Search(n, minutes=min(minutes * share / trials, usual.budget_minutes), limit=60 * minutes * share)
+            trial = replace(usual, budget_minutes=search.minutes)
+            epochs = plan_for(trial, ready.scans[1:], ready.attached, ready.divisor).schedule.epochs
+        if epochs >= (SHORTEST if minutes is not None else min(SHORTEST, planned)):
+            return search
+    return Search(why=[f"{first} is used: the time is too short to try other methods."])
+
+
+def _trials_wanted(choices: int, folds: int) -> int:
+    """Trials of a race in which half of the methods drop out after two scans, and of some variations after it."""
+    return 2 * choices + (min(folds, MOST_FOLDS) - 2) * -(-choices // 2) + 2 * min(folds, MOST_VARIED_FOLDS)
+
+
+class _Trial:
+    """Runs trials and keeps their scores; what the file holds is not run again."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        loaded: list[LoadedScan],
+        search: Search,
+        path: Path | None,
+        started: float,
+        reporter: Reporter,
+    ) -> None:
+        self.setting, self.loaded, self.search, self.path = setting, loaded, search, path
+        self.reporter, self.quiet = reporter, _quiet(reporter)
+        self.before = search.spent if search.minutes is not None else 0.0
+        self.started = started
+        self.kept: Adapted | None = None
+
+    def seconds(self) -> float:
+        """Time that the search has taken, over all starts of the job."""
+        return self.before + time.monotonic() - self.started
+
+    def score(self, choice: Choice, left_out: int) -> float | None:
+        """Mean Dice on the left-out scan; None where the choice cannot be trained."""
+        search = self.search
+        found = search.scores.get(choice.label, {}).get(left_out)
+        if found is not None or choice.label in search.failed:
+            return found
+        self.reporter.check()
+        self._report(choice, left_out)
+        others = [scan for n, scan in enumerate(self.loaded) if n != left_out]
+        setting = replace(with_choice(self.setting, choice), epochs=search.epochs, budget_minutes=search.minutes)
+        try:
+            release_memory()
+            adapted = train_adapter(setting, others, self.quiet)
+        except (OutOfMemory, TrainingFailed) as error:  # it says something about this method; the others go on
+            search.failed[choice.label] = error.message
+            return None
+        if self.reporter.stop_keep() and search.scores:  # this one was cut short
+            return None
+        masks = predict_masks(adapted, self.loaded[left_out], self.quiet)
+        names = _scored(self.loaded, left_out, self.setting)
+        value = statistics.fmean(float(dice(masks[n], self.loaded[left_out].masks[n])) for n in names)
+        search.scores.setdefault(choice.label, {})[left_out] = round(value, 4)
+        if value >= max(v for found in search.scores.values() for v in found.values()):
+            self.kept = adapted
+        search.spent = self.seconds() if search.minutes is not None else search.spent + search.epochs * len(others)
+        _write(self.path, search)
+        return search.scores[choice.label][left_out]
+
+    def _report(self, choice: Choice, left_out: int) -> None:
+        search, eta = self.search, None
+        if search.minutes is not None:
+            eta = max(search.limit - search.spent, 0.0) + 60 * _minutes(self.setting) * (
+                1 - _search_share(self.setting)
+            )
+        total = round(search.limit)
+        done = min(round(search.spent), total)
+        self.reporter.progress("choose", done, total, eta, trying=choice.label, without=left_out + 1)
+
+
+def _race(choices: list[Choice], folds: list[int], trial: _Trial) -> Choice:
+    """The best of the choices by the scans that all who are left were tried on."""
+    search = trial.search
+    first, alive = choices[0], list(choices)
+    done: list[int] = []
+    for fold in folds[:MOST_FOLDS]:
+        if len(alive) < 2 or not search.affords(len(alive)):
+            break
+        scored = [choice for choice in alive if trial.score(choice, fold) is not None]
+        if trial.reporter.stop_keep():
+            break
+        done.append(fold)
+        alive = _still_close(scored, done, search)
+    best = max(alive, key=lambda c: _mean(search, c, done), default=first)
+    if not done:
+        return first
+    search.why.insert(0, _tried(choices, search, len(done)))
+    if best == first or first not in alive:
+        search.why.append(f"{best.label} is best: {_score_words(search, best, done)}.")
+        return best
+    gain, noise = _difference(search, best, first, done)
+    words = f"{best.label} against {first.label}: {gain:+.3f} Dice on {len(done)} scan(s), which varies by {noise:.3f}"
+    search.why.append(f"{words}: {best.label if gain > noise else first.label} is used.")
+    return best if gain > noise else first
+
+
+def _still_close(alive: list[Choice], done: list[int], search: Search) -> list[Choice]:
+    """Who goes on after these scans."""
+    if not alive:
+        return []
+    means = {choice: _mean(search, choice, done) for choice in alive}
+    limit = max(means.values()) - BEHIND[min(len(done), len(BEHIND)) - 1]
+    for choice, mean in means.items():
+        if mean < limit:
+            behind = max(means.values()) - mean
+            search.why.append(f"{choice.label} drops out after {len(done)} scan(s), {behind:.3f} Dice behind the best.")
+    return [choice for choice, mean in means.items() if mean >= limit]
+
+
+def _refine(best: Choice, folds: list[int], trial: _Trial) -> Choice:
+    """Vary the winner's rates, rank and layers one at a time, and keep what helps by more than it varies."""
+    search = trial.search
+    done = [fold for fold in folds if fold in search.scores.get(best.label, {})][:MOST_VARIED_FOLDS]
+    if len(done) < 2:
+        return best
+    for varied in _worth_trying(best, trial.setting):
+        if trial.reporter.stop_keep() or not search.affords(2):
+            break
+        used: list[int] = []
+        for fold in done:
+            if trial.score(varied, fold) is None:
+                break
+            used.append(fold)
+            gain, noise = _difference(search, varied, best, used)
+            if gain <= 0 or not search.affords(1):
+                break
+        if len(used) < 2:
+            continue
+        gain, noise = _difference(search, varied, best, used)
+        taken = gain > noise
+        words = f"{varied.label}: {gain:+.3f} Dice on {len(used)} scans, which varies by {noise:.3f}"
+        search.why.append(f"{words}: {'taken' if taken else 'not taken'}.")
+        best = varied if taken else best
+    return best
+
+
+def _worth_trying(best: Choice, setting: Setting) -> Iterator[Choice]:
+    """Variations that change what is trained, or how."""
+    network, anatomy, _ = starting_network(setting)
+    before = _trained(best, network, anatomy, setting)
+    for varied in variations(best):
+        try:
+            size = _trained(varied, network, anatomy, setting)
+        except BadInput:  # a rank that goes with no other option, or layers that the model has not
+            continue
+        if size <= MOST_TRAINED and (size != before or "rates" in varied.changes[-1]):
+            yield varied
+
+
+def _mean(search: Search, choice: Choice, folds: list[int]) -> float:
+    found = search.scores.get(choice.label, {})
+    values = [found[fold] for fold in folds if fold in found]
+    return statistics.fmean(values) if values else -math.inf
+
+
+def _difference(search: Search, choice: Choice, other: Choice, folds: list[int]) -> tuple[float, float]:
+    """Mean difference on the same scans and its standard error; infinite for one scan."""
+    first, second = search.scores[choice.label], search.scores[other.label]
+    values = [first[fold] - second[fold] for fold in folds]
+    noise = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return statistics.fmean(values), noise
+
+
+def _tried(choices: list[Choice], search: Search, folds: int) -> str:
+    names = listed([choice.label for choice in choices])
+    return f"Tried {names}, {search.length()} each, on {folds} scan(s) that were left out one at a time."
+
+
+def _score_words(search: Search, choice: Choice, folds: list[int]) -> str:
+    values = [search.scores[choice.label][fold] for fold in folds]
+    return f"mean Dice {statistics.fmean(values):.3f} on {len(values)} left-out scan(s)"
+
+
+def _quiet(reporter: Reporter) -> Reporter:
+    """A reporter for what happens inside a trial: it can be cancelled, but tells nothing and keeps no checkpoint."""
+    quiet = copy.copy(reporter)
+    quiet.checkpoint = quiet.result_dir = None
+    quiet.progress = quiet.warning = quiet.log = lambda *_words, **_facts: None
+    return quiet
+
+
+def _write(path: Path | None, search: Search) -> None:
+    if path is not None:
+        record = {**vars(search), "scores": {k: list(v.items()) for k, v in search.scores.items()}, "why": []}
+        write_text(path, json.dumps(record))
+
+
+def _read(path: Path | None) -> Search | None:
+    """The search of an earlier start of this job; its sentences are made anew."""
+    if path is None or not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    scores = {label: {int(fold): value for fold, value in found} for label, found in record["scores"].items()}
+    return Search(**{**record, "scores": scores})
