@@ -28,6 +28,7 @@ bench: $(DEV)
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_infer.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_job.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_gui.py
+	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_methods.py
 
 # The pictures of Docs/tutorial.md, from the module on the stand-in for Slicer; the adaptation takes its full time.
 screenshots: $(DEV)

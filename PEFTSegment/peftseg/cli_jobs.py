@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,17 @@ def _add_pretrain(parser: options.Parser) -> None:
     add("--network", default="segresnet", help="name of the network (default: %(default)s)")
     add("--argument", action="append", default=[], metavar="KEY=VALUE", help="argument of the network; may be repeated")
     add("--activation", default="softmax", help="softmax, or sigmoid for overlapping structures (default: %(default)s)")
-    add("--spacing", metavar="X,Y,Z", help="voxel size of the model in mm (default: the scans' median)")
-    add("--intensity", default="zscore", help="zscore, percentile or window:lo,hi (default: %(default)s)")
+    add(
+        "--spacing",
+        metavar="X,Y,Z",
+        help="voxel size in mm: left-right, front-back, head-foot (default: the scans' median)",
+    )
+    add("--intensity", default="zscore", help="zscore, percentile, range or window:lo,hi (default: %(default)s)")
     add("--epochs", type=int, default=100, help="number of epochs (default: %(default)s)")
-    add("--patch", metavar="X,Y,Z", help="training patch in voxels (default: chosen by the engine)")
+    add("--patch", metavar="X,Y,Z", help="training patch in voxels, in the same order (default: chosen by the engine)")
+    add("--plane", help="slices that a 2D network sees: axial, coronal or sagittal (default: axial)")
+    add("--square", action="store_true", help="repeat the outer voxels of slices until they are square")
+    add("--early-level", type=int, help="level of the early segmentation head, 0 to 3, or -1 for none")
     add("--modality", default="", help="for example CT")
     add("--body-part", default="", help="for example abdomen")
     add("--licence", default="", help="licence of the weights")
@@ -215,6 +222,9 @@ def run_pretrain(arguments: Namespace) -> int:
         intensity=arguments.intensity,
         epochs=arguments.epochs,
         patch=options.parse_numbers(arguments.patch, int, "--patch"),
+        plane=arguments.plane,
+        square=arguments.square,
+        early_level=arguments.early_level,
         modality=arguments.modality,
         body_part=arguments.body_part,
         licence=arguments.licence,
@@ -228,16 +238,24 @@ def run_pretrain(arguments: Namespace) -> int:
     return run_here(jobs.create_job(job), arguments.json)
 
 
-def run_here(jobdir: Path, as_json: bool, runners: Mapping[str, worker.Runner] = worker.RUNNERS) -> int:
+def run_here(
+    jobdir: Path,
+    as_json: bool,
+    runners: Mapping[str, worker.Runner] = worker.RUNNERS,
+    show: Callable[[Event], None] | None = None,
+) -> int:
     """Run a job in this process, show how it goes, and delete its folder unless it can be resumed or holds something.
 
-    Ctrl-C cancels the job as the Cancel button does; a second one interrupts it.
+    Ctrl-C cancels the job as the Cancel button does; a second one interrupts it. `show` prints what a job that finished has to
+    say to people; None: every fact in a line.
     """
     with worker.output_in(jobdir / "worker.log") as (out, err), _cancel_on_interrupt(jobdir):
         echo = JsonLines(out) if as_json else ProgressBar(err)
         code = worker.run(jobdir, runners, echo)
     ending = ending_of(jobdir)
-    if not as_json:
+    if not as_json and show is not None and ending["event"] == "finished":
+        show(ending)
+    elif not as_json:
         _print_ending(ending)
     crashed = ending["event"] == "failed" and ending["kind"] == "internal"
     if code and (crashed or (jobdir / "checkpoint.safetensors").is_file()):

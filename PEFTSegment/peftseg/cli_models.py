@@ -21,7 +21,17 @@ from peftseg.cli_show import print_json
 from peftseg.download import MIRROR_VARIABLE, download
 from peftseg.errors import BadInput, JobCancelled, unknown_name
 from peftseg.events import Reporter, plain
-from peftseg.models import BUNDLED, ModelEntry, by_id, catalogue, known_models, read_model_dir, resolve, to_dict
+from peftseg.models import (
+    BUNDLED,
+    EARLY_FILE,
+    ModelEntry,
+    by_id,
+    catalogue,
+    known_models,
+    read_model_dir,
+    resolve,
+    to_dict,
+)
 from peftseg.paths import atomic_write, home, models_dir, remove_tree
 
 DOWNLOADS = ".downloads"  # in the models folder: one folder a model, with what has arrived
@@ -242,9 +252,9 @@ def _import_nnunet(arguments: Namespace) -> ModelEntry:
 
 
 def _files_to_copy(folder: Path) -> list[Path]:
-    """Weights and legal texts, and last the file that makes it a model folder."""
-    texts = sorted(p for p in folder.iterdir() if p.is_file() and _LEGAL.match(p.name))
-    return [folder / "weights.safetensors", *texts, folder / "model.json"]
+    """Weights, early head and legal texts, and last the file that makes it a model folder."""
+    others = sorted(p for p in folder.iterdir() if p.is_file() and (_LEGAL.match(p.name) or p.name == EARLY_FILE))
+    return [folder / "weights.safetensors", *others, folder / "model.json"]
 
 
 def _taken(entry: ModelEntry) -> BadInput:

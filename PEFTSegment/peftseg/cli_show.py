@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from peftseg import cli_options as options
+from peftseg import jobs
+from peftseg.cli_jobs import run_here
 from peftseg.cli_progress import JsonLines, ProgressBar, cell, table
+from peftseg.config import SuggestJob
 from peftseg.events import Reporter, plain
+from peftseg.licences import usable
 from peftseg.paths import write_text
 
+SUGGEST_COLUMNS = ("ref", "kind", "distance", "structures", "reason")
 ADAPTER_COLUMNS = ("ref", "method", "base_id", "structures", "shots", "problem")
 
 
@@ -37,7 +42,9 @@ def _show(parser: options.Parser, function: Any) -> None:
 
 
 def _add_adapters(parser: options.Parser) -> None:
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|show|export|import|rename|remove|folders")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="list|show|export|import|rename|remove|suggest|folders"
+    )
     _show(verbs.add_parser("list", help="all adapters in the library"), adapters_list)
     for verb, text, function in (
         ("show", "what an adapter is and how it was made", adapters_show),
@@ -56,6 +63,16 @@ def _add_adapters(parser: options.Parser) -> None:
     verb_parser.add_argument("adapter", metavar="NAME")
     verb_parser.add_argument("new_name", metavar="NEWNAME")
     _show(verb_parser, adapters_rename)
+    verb_parser = verbs.add_parser("suggest", help="which adapter fits a new scan: rank them by their sites' scans")
+    verb_parser.add_argument(
+        "--input", required=True, metavar="PATH", help="the new scan: a file, or a DICOM series folder"
+    )
+    verb_parser.add_argument("--model", metavar="ID|DIR", help="only this model and its adapters (default: all)")
+    verb_parser.add_argument(
+        "--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels"
+    )
+    verb_parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:n or mps (default: %(default)s)")
+    _show(verb_parser, adapters_suggest)
     verb_parser = verbs.add_parser("folders", help="shared folders whose adapters are listed beside the own ones")
     change = verb_parser.add_mutually_exclusive_group()
     change.add_argument("--add", metavar="DIR", help="list the adapters of this folder, too")
@@ -144,6 +161,28 @@ def adapters_rename(arguments: Namespace) -> int:
     from peftseg.library import rename_adapter
 
     return print_done("renamed", rename_adapter(arguments.adapter, arguments.new_name), arguments.json)
+
+
+def adapters_suggest(arguments: Namespace) -> int:
+    """`peftseg adapters suggest --input PATH`."""
+    if arguments.model:
+        usable(arguments.model)
+    job = SuggestJob(
+        input=str(options.existing(arguments.input, "input")),
+        model=arguments.model,
+        device=arguments.device,
+        replace_nonfinite=arguments.replace_nonfinite,
+    )
+    return run_here(jobs.create_job(job), arguments.json, show=_print_suggestions)
+
+
+def _print_suggestions(ending: Mapping[str, Any]) -> None:
+    if ending["ranking"]:
+        print(table(ending["ranking"], SUGGEST_COLUMNS))
+    for row in ending["not_ranked"]:
+        print(f"Not ranked: {row['ref']}. {row['reason']}")
+    print(ending["basis"])
+    print(ending["advice"])
 
 
 def adapters_folders(arguments: Namespace) -> int:

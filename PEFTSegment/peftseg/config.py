@@ -16,6 +16,8 @@ from typing import Any
 
 from peftseg.errors import BadInput, unknown_name
 from peftseg.models import Structure
+from peftseg.planes import orientation_for
+from peftseg.site_options import DEFAULT_PRESET, PRESETS
 from peftseg.strict_json import in_words, record_from
 from peftseg.study import SupportItem
 
@@ -26,7 +28,7 @@ ESTIMATES = ("none", "loo")
 FORMATS = ("nifti", "nrrd")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _NUMBER = r"[+-]?\d+(\.\d+)?"
-_INTENSITY = re.compile(rf"zscore|percentile|window:{_NUMBER},{_NUMBER}")
+_INTENSITY = re.compile(rf"zscore|percentile|range|window:{_NUMBER},{_NUMBER}")
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,79 @@ class RankJob:
 
 
 @dataclass(frozen=True)
+class SuggestJob:
+    """Rank the stored adapters, and the models they belong to, by how much their scans are like a new one.
+
+    Attributes
+    ----------
+    input : str
+        The new scan: a file, or a folder with one DICOM series.
+    model : str or None
+        Id of a model in the catalogue, or a MODELDIR: only this model and its adapters; None: all models that have adapters.
+    """
+
+    input: str
+    model: str | None = None
+    device: str = "auto"
+    replace_nonfinite: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        if not self.input:
+            raise BadInput("No scan to suggest an adapter for was given.", "Give a file or a DICOM series folder.")
+
+
+@dataclass(frozen=True)
+class SiteAdaptJob:
+    """Adapt a model to a site's scans without labels.
+
+    Attributes
+    ----------
+    model : str
+        Id of a model in the catalogue, or a MODELDIR.
+    unlabelled : tuple of str
+        The site's scans: files, folders of files, or DICOM series folders.
+    out : str
+        The adapter file to write; nothing is written when the gate refuses the adapter.
+    preset, options : str, dict
+        See `site_options.PRESETS` and `site_options.SITE_OPTIONS`.
+    structures : tuple of str
+        Structures that the model must know by name; all of the model's structures are adapted.
+    budget_minutes : float or None
+        Time after which training ends; None for no limit.
+    epochs : int or None
+        None for the preset's own number.
+    store : bool
+        Also put the adapter into the adapter library when it is kept.
+    keep_refused : bool
+        Write the adapter also when the gate refuses it, to look at it.
+    """
+
+    model: str
+    unlabelled: tuple[str, ...]
+    out: str
+    name: str = ""
+    preset: str = DEFAULT_PRESET
+    options: dict[str, Any] = field(default_factory=dict)
+    structures: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    budget_minutes: float | None = None
+    epochs: int | None = None
+    replace_nonfinite: float | None = None
+    precision: str = "auto"
+    store: bool = False
+    keep_refused: bool = False
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_amount(self)
+        _check_choice("preset", self.preset, tuple(PRESETS))
+        if not self.unlabelled:
+            raise BadInput("There is no scan to adapt to.", "Give at least three scans of the site.")
+
+
+@dataclass(frozen=True)
 class PretrainJob:
     """Train a foundation model from labelled scans and write a MODELDIR.
 
@@ -207,11 +282,18 @@ class PretrainJob:
     activation : str
         "softmax" or "sigmoid".
     spacing : tuple of float or None
-        Voxel size of the model grid in mm; None for the scans' median.
+        Voxel size of the model in mm: left-right, front-back, head-foot; None for the scans' median.
     intensity : str
-        "zscore", "percentile", or "window:lo,hi" in the scans' grey values.
+        "zscore", "percentile", "range" (smallest to largest), or "window:lo,hi" in the scans' grey values.
     patch : tuple of int or None
-        Training patch in voxels of the model grid; None lets the engine choose.
+        Training patch in voxels, in the order of `spacing`; None lets the engine choose.
+    plane : str or None
+        "axial", "coronal" or "sagittal": the slices that a 2D network sees; None: axial, and for networks of volumes.
+    square : bool
+        Repeat the outer voxels of slices until they are square, as in the CC359 experiments.
+    early_level : int or None
+        Level of the early segmentation head that is fitted at the end, 0 for full resolution; -1 for none; None lets
+        the engine choose: a head for networks with running-statistics batch normalisation only.
     """
 
     data: tuple[SupportItem, ...]
@@ -226,6 +308,9 @@ class PretrainJob:
     intensity: str = "zscore"
     epochs: int = 100
     patch: tuple[int, int, int] | None = None
+    plane: str | None = None
+    square: bool = False
+    early_level: int | None = None
     modality: str = ""
     body_part: str = ""
     licence: str = ""
@@ -241,9 +326,12 @@ class PretrainJob:
         _check_structures(self.structures)
         _check_choice("activation", self.activation, ("softmax", "sigmoid"))
         _check_amount(self)
+        orientation_for(self.network, self.plane)
+        if self.early_level is not None and not -1 <= self.early_level <= 3:
+            raise BadInput(f"early_level is {self.early_level}; expected -1 (none) to 3.", "Choose one of these.")
         if not _INTENSITY.fullmatch(self.intensity):
             raise BadInput(
-                f"intensity is '{self.intensity}'; expected zscore, percentile or window:lo,hi.",
+                f"intensity is '{self.intensity}'; expected zscore, percentile, range or window:lo,hi.",
                 "For CT give a window in Hounsfield units, e.g. window:-175,250.",
             )
         for name in ("spacing", "patch"):
@@ -251,13 +339,15 @@ class PretrainJob:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected three numbers above 0.", "Correct it.")
 
 
-Job = AdaptJob | ApplyJob | PretrainJob | CheckJob | RankJob
+Job = AdaptJob | ApplyJob | PretrainJob | CheckJob | RankJob | SuggestJob | SiteAdaptJob
 KINDS: dict[str, type] = {
     "adapt": AdaptJob,
     "apply": ApplyJob,
     "pretrain": PretrainJob,
     "check": CheckJob,
     "rank": RankJob,
+    "suggest": SuggestJob,
+    "site_adapt": SiteAdaptJob,
 }
 
 
@@ -310,6 +400,10 @@ def with_absolute_paths(job: Job) -> Job:
             changes[name] = _absolute(value)
     if isinstance(job, (ApplyJob, RankJob)):
         changes["inputs"] = tuple(_absolute(p) for p in job.inputs)
+    if isinstance(job, SiteAdaptJob):
+        changes["unlabelled"] = tuple(_absolute(p) for p in job.unlabelled)
+    if isinstance(job, SuggestJob):
+        changes["input"] = _absolute(job.input)
     if isinstance(job, RankJob):
         changes["support"] = tuple(_absolute(p) for p in job.support)
     scans = {AdaptJob: "support", CheckJob: "support", PretrainJob: "data"}.get(type(job))
@@ -332,12 +426,12 @@ def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def _check_common(job: Any) -> None:
-    _check_choice("precision", job.precision, PRECISIONS)
+    _check_choice("precision", getattr(job, "precision", "fp32"), PRECISIONS)
     if not _DEVICE.fullmatch(job.device):
         raise BadInput(f"Unknown device '{job.device}'; valid: auto, cpu, cuda, cuda:n, mps.", "Choose a valid device.")
     if not getattr(job, "out", "nothing is written"):
         raise BadInput("The job does not say where to write its result.", "Give an output path.")
-    if job.seed < 0:
+    if getattr(job, "seed", 0) < 0:
         raise BadInput(f"seed is {job.seed}; expected 0 or more.", "Choose another seed.")
 
 

@@ -246,7 +246,8 @@ def _cc359() -> ModelEntry:
         network=NetworkSpec("unet2d", {"in_channels": 1, "filters": 16}),
         activation="sigmoid",
         # Slices are sagittal: the last axis of the model grid runs from left to right. Grey values: smallest to largest.
-        preprocessing=Preprocessing("PSR", (1.0, 1.0, 1.0), Intensity("percentile", 0.0, 100.0, 0.0, 1.0)),
+        # Slices are made square by repeating their outer voxels, never by stretching them.
+        preprocessing=Preprocessing("PSR", (1.0, 1.0, 1.0), Intensity("percentile", 0.0, 100.0, 0.0, 1.0), square=True),
         window=(256, 256, 16),
         overlap=0.0,
         licence="MIT (code); none stated for weights",

@@ -21,6 +21,7 @@ from peftseg.device import autocast, choose_precision
 from peftseg.errors import unknown_name
 from peftseg.events import Reporter
 from peftseg.models import ACTIVATIONS
+from peftseg.networks import is_slicewise
 from peftseg.preprocess import Prepared
 from peftseg.resample import Taps, interpolate, taps_back
 from peftseg.windows import Forward, Slab, logit_slabs, tile
@@ -51,7 +52,8 @@ def segment(
     n_outputs : int
         Channels of the network's output, background included for "softmax".
     window : sequence of int
-        In voxels of the model grid. Smaller images are padded on both sides with their smallest value.
+        In voxels of the model grid. Smaller images are padded on both sides with their smallest value. Of a network that
+        works on slices it holds at most `windows.SLICES_AT_ONCE` slices.
     overlap : float
         Of neighbouring windows, 0 to below 1.
     activation : str
@@ -92,7 +94,7 @@ def segment(
         write = _write_masks
     view = mapping.orient(labels)
     image = prepared.image.to(device)
-    tiling = tile(image.shape[1:], window, overlap, prepared.scheme)
+    tiling = tile(image.shape[1:], window, overlap, prepared.scheme, is_slicewise(network))
     with ready(network, device, precision) as forward:
         slabs = logit_slabs(
             forward,
@@ -133,7 +135,7 @@ def predict_logits(
     shape = tuple(image.shape[1:])
     result = torch.empty((n_outputs, *shape))
     with ready(network, device, precision) as forward:
-        tiling = tile(shape, window, overlap)
+        tiling = tile(shape, window, overlap, slicewise=is_slicewise(network))
         slabs = logit_slabs(
             forward, image, n_outputs, tiling, limit_bytes=ACCUMULATOR_BYTES, batch=batch, reporter=reporter
         )

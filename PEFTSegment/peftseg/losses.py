@@ -36,13 +36,15 @@ def merge_unlabelled(logits: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     return torch.cat([background, foreground.masked_fill(~known, floor)], dim=1)
 
 
-def soft_dice(p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+def soft_dice(
+    p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, smooth: float = 1.0
+) -> torch.Tensor:
     """1 - soft Dice of each structure, pooled over the batch so that patches without the structure do not dominate.
 
     Parameters
     ----------
     p, target, weight : tensor (B, C, *spatial)
-        Probability, truth (0 or 1) and 1 where the structure is labelled.
+        Probability, truth (0 or 1) and 1 where the structure is labelled; without a weight all are, everywhere.
 
     Returns
     -------
@@ -50,8 +52,9 @@ def soft_dice(p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smoot
         `1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)`, sums over B and space.
     """
     axes = (0, *range(2, p.ndim))
-    overlap = (p * target * weight).sum(axes)
-    total = (p * weight).sum(axes) + (target * weight).sum(axes)
+    weighted = target if weight is None else target * weight
+    overlap = (p * weighted).sum(axes)
+    total = (p if weight is None else p * weight).sum(axes) + weighted.sum(axes)
     return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
@@ -74,17 +77,18 @@ def softmax_loss(
         their voxels, so that a structure of a hundred voxels is heard beside one of ten thousand.
     """
     log_p = merge_unlabelled(logits, known)
-    n = logits.shape[1]
-    one_hot = F.one_hot(target.long(), n).movedim(-1, 1).to(log_p.dtype)
-    weight = known.to(log_p.dtype).expand_as(one_hot[:, 1:])
-    nll = F.nll_loss(log_p, target.long(), reduction="none")
+    rows = torch.arange(logits.shape[1], device=log_p.device, dtype=target.dtype)
+    # Rows one after the other in memory, as in `log_p`: beside kept features the loss is most of a step.
+    one_hot = (target.unsqueeze(1) == rows.view(-1, *[1] * (target.ndim - 1))).to(log_p.dtype)
     present = one_hot.flatten(2).sum((0, 2))
-    by_structure = (nll.unsqueeze(1) * one_hot).flatten(2).sum((0, 2)) / present.clamp_min(1)
-    balanced = by_structure[present > 0].mean()
-    labelled = (weight.flatten(2).sum((0, 2)) > 0).nonzero().flatten()
+    # The mean over structures of the mean over their voxels is a sum over voxels, weighted by structure.
+    balanced = (present > 0) / (present.clamp_min(1) * (present > 0).sum())
+    nll = F.nll_loss(log_p, target.long(), weight=0.5 / target.numel() + 0.5 * 0.2 * balanced, reduction="sum")
+    labelled = known.flatten(2).any(2).any(0).nonzero().flatten()
+    weight = None if bool(known.all()) else known.to(log_p.dtype).expand_as(one_hot[:, 1:])
     dice = soft_dice(log_p[:, 1:].exp(), one_hot[:, 1:], weight)
-    dice = dice[labelled].mean() if len(labelled) else nll.sum() * 0
-    return dice_weight * dice + 0.5 * nll.mean() + 0.5 * 0.2 * balanced
+    dice = dice[labelled].mean() if len(labelled) else nll * 0
+    return dice_weight * dice + nll
 
 
 def sigmoid_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -127,12 +131,17 @@ class Match:
         """
         softmax = logits.shape[1] == known.shape[1] + 1
         predicted = _winners(logits) if softmax else None
-        found = []
-        for row in range(known.shape[1]):  # one structure at a time, in bytes: a small part of what the loss moves
-            inside = known[:, row]
-            p = ((predicted == row + 1) if softmax else logits[:, row] > 0) & inside
-            t = ((target[:, 0] == row + 1) if softmax else target[:, row] > 0) & inside
-            found.append(torch.stack([_count(p & t), _count(p) + _count(t)]))
+        everywhere = bool(known.all())
+        if softmax and everywhere:
+            found = _pairs(predicted, target[:, 0], logits.shape[1])
+        else:
+            found = []
+            for row in range(known.shape[1]):  # one structure at a time, in bytes: a small part of what the loss moves
+                inside = known[:, row]
+                p = (predicted == row + 1) if softmax else logits[:, row] > 0
+                t = (target[:, 0] == row + 1) if softmax else target[:, row] > 0
+                p, t = (p, t) if everywhere else (p & inside, t & inside)
+                found.append(torch.stack([_count(p & t), _count(p) + _count(t)]))
         counts = torch.stack(found)
         self.counts = counts if self.counts is None else self.counts + counts
 
@@ -158,3 +167,9 @@ def _winners(logits: torch.Tensor) -> torch.Tensor:
 
 def _count(mask: torch.Tensor) -> torch.Tensor:
     return torch.count_nonzero(mask)
+
+
+def _pairs(predicted: torch.Tensor, target: torch.Tensor, rows: int) -> list[torch.Tensor]:
+    """For each row but the first, [voxels that both give it, voxels of the one + voxels of the other]."""
+    joint = torch.bincount((predicted.int() * rows + target).flatten(), minlength=rows * rows).view(rows, rows)
+    return list(torch.stack([joint.diagonal(), joint.sum(0) + joint.sum(1)], 1)[1:])

@@ -19,6 +19,7 @@ from peftseg.paths import home, models_dir, write_text
 
 MODEL_FORMAT = 1
 FOLDERS_FILE = "folders.json"
+EARLY_FILE = "early_head.safetensors"  # of a model folder, where the model has an early segmentation head
 BUNDLED = Path(__file__).parent / "resources" / "models"
 ACTIVATIONS = ("softmax", "sigmoid")
 NNUNET_KINDS = ("zscore_all", "zscore_inside", "range01", "none")
@@ -92,6 +93,9 @@ class Preprocessing:
     scheme : str
         "linear": resample linearly, then map grey values; windows as MONAI places and blends them;
         "nnunet": nnU-Net's order, interpolation, padding, windows and weights (`nnunet_preprocess.py`).
+    square : bool
+        Repeat the outer voxels along the shorter one of the first two axes until both are as long: for networks of slices
+        that were trained on square ones. Voxels keep their size.
     """
 
     orientation: str
@@ -99,10 +103,13 @@ class Preprocessing:
     intensity: Intensity
     crop_foreground: bool = False
     scheme: str = "linear"
+    square: bool = False
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
             raise unknown_name("preprocessing scheme", self.scheme, SCHEMES)
+        if self.square and self.scheme != "linear":
+            raise BadInput("Square slices are only for the scheme 'linear'.", "Correct the preprocessing.")
         if self.intensity.kind in NNUNET_KINDS and self.scheme != "nnunet":
             raise BadInput(
                 f"Grey values of the kind '{self.intensity.kind}' are only for the scheme 'nnunet', not '{self.scheme}'.",
@@ -254,6 +261,7 @@ def preprocessing_from_dict(data: dict[str, Any]) -> Preprocessing:
         intensity=Intensity(**data["intensity"]),
         crop_foreground=bool(data["crop_foreground"]),
         scheme=data.get("scheme", "linear"),
+        square=bool(data.get("square", False)),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from peftseg.axis_map import axis_map, fit_axes
 from peftseg.errors import BadInput
@@ -96,6 +97,8 @@ def prepare(volume: Volume, recipe: Preprocessing) -> Prepared:
         image, affine = _crop(image, affine, above=low if clips else 0.0)
     # Clipping first: values far outside of the window would lose digits in the multiplication.
     image = image.clamp_(low, high).sub_(offset).mul_(gain).add_(recipe.intensity.out_low if clips else 0.0)
+    if recipe.square:
+        image, affine = _square(image, affine)
     return Prepared(image[None], Grid(tuple(image.shape), affine), volume.grid)
 
 
@@ -162,9 +165,20 @@ def _crop(image: torch.Tensor, affine: np.ndarray, above: float) -> tuple[torch.
     return image[i0:i1, j0:j1, k0:k1].contiguous(), moved
 
 
+def _square(image: torch.Tensor, affine: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Repeat the outer voxels of (I', J', K') along its first or second axis, on both sides."""
+    missing = [max(image.shape[:2]) - n for n in image.shape[:2]]
+    before = [m // 2 for m in missing]
+    pads = [0, 0, before[1], missing[1] - before[1], before[0], missing[0] - before[0]]
+    moved = affine.copy()
+    moved[:3, 3] -= affine[:3, :2] @ np.array(before, dtype=np.float64)
+    return functional.pad(image[None, None], pads, mode="replicate")[0, 0], moved
+
+
 def prepare_mask(mask: np.ndarray, prepared: Prepared) -> torch.Tensor:
     """Bring a mask of the study to the model grid.
 
+    Where the model grid reaches beyond the study ("square"), the study's outer voxels are repeated, as they are in the image.
     The 0.5 level of the resampled mask; where that would lose more than half of a structure (thin or small ones), the
     voxels with the largest shares are taken instead until its volume is kept.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,35 @@ import numpy as np
 import torch
 from torch import nn
 
+from peftseg.adabn import running_norms
 from peftseg.config import PretrainJob
 from peftseg.dataset import load_scans, prepare_scans
 from peftseg.device import choose_device, choose_precision
-from peftseg.errors import BadInput
+from peftseg.early_head import EarlyBranch, fit_early_head, save_early_head
+from peftseg.errors import BadInput, unknown_name
 from peftseg.events import Reporter
-from peftseg.models import INTENSITY_KINDS, Intensity, ModelEntry, NetworkSpec, Preprocessing, Structure
-from peftseg.networks import build
-from peftseg.optimise import History, Schedule, fit
-from peftseg.patches import Augmentation
+from peftseg.grid import Grid
+from peftseg.models import Intensity, ModelEntry, NetworkSpec, Preprocessing, Structure
+from peftseg.networks import Anatomy, build, is_slicewise
+from peftseg.optimise import History, Schedule, epoch_steps, fit
+from peftseg.patches import Augmentation, Scan, sample_batch
 from peftseg.plan import patch_for, safe_precision
+from peftseg.planes import in_orientation, orientation_for, spacing_along
+from peftseg.site_layers import statistics_of
+from peftseg.site_options import EARLY_LEVEL
+from peftseg.site_statistics import site_record
+from peftseg.structure_facts import structure_facts
 from peftseg.version import __version__
 from peftseg.weights import n_outputs, save_model
+from peftseg.windows import SLICES_AT_ONCE
 
 LEARNING_RATE = 3e-3
+VOLUME_PATCH = (96, 96, 96)
+SLICES_PATCH = (256, 256, 8)
+VOLUMES_A_STEP = 2  # of networks with running statistics
+SLICE_PATCHES_A_STEP = 4  # 32 slices, as in the CC359 experiments
+EARLY_EPOCHS = 20
+FEWEST_EARLY_STEPS = 200  # few scans make few steps an epoch
 DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "segresnet": {
         "spatial_dims": 3,
@@ -73,7 +89,7 @@ class WholeNetwork:
 
 
 def parse_intensity(text: str) -> Intensity:
-    """Intensity mapping from text: "zscore", "percentile" (1st to 99th) or "window:LOW,HIGH" (to 0..1)."""
+    """Intensity mapping from text: "zscore", or to 0..1 "percentile" (1st to 99th), "range" (all) and "window:LOW,HIGH"."""
     kind, _, numbers = text.partition(":")
     if kind == "window":
         try:
@@ -87,18 +103,20 @@ def parse_intensity(text: str) -> Intensity:
         return Intensity("window", low, high)
     if kind == "percentile":
         return Intensity("percentile", 1.0, 99.0)
+    if kind == "range":
+        return Intensity("percentile", 0.0, 100.0)
     if kind == "zscore":
         return Intensity("zscore")
-    raise BadInput(f"Unknown intensity '{text}'; valid: {', '.join(INTENSITY_KINDS)}.", "Choose one of these.")
+    raise unknown_name("intensity", text, ("zscore", "percentile", "range", "window:LOW,HIGH"))
 
 
 def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
-    """Train a base model and write its MODELDIR.
+    """Train a base model and write its MODELDIR; where the job asks for it, its early segmentation head too.
 
     Returns
     -------
     dict
-        "model" (folder), "epochs", "seconds", "loss".
+        "model" (folder), "epochs", "seconds", "loss", "early_level" (None: no early head).
     """
     out = Path(job.out)
     if out.exists() and any(out.iterdir()):
@@ -106,39 +124,113 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     device = choose_device(job.device)
     torch.manual_seed(job.seed)
     loaded = load_scans(job.data, job.structures, None, reporter)
-    recipe = Preprocessing(
-        orientation="RAS",
-        spacing=job.spacing or _median_spacing([scan.volume.grid.spacing for scan in loaded]),
-        intensity=parse_intensity(job.intensity),
-    )
+    recipe = recipe_for(job, [scan.volume.grid for scan in loaded])
     prepared = prepare_scans(loaded, recipe, job.structures, job.activation == "sigmoid", device)
     spec = NetworkSpec(job.network, DEFAULT_ARGUMENTS.get(job.network, {}) | job.network_arguments)
     network, anatomy = build(spec, n_outputs(job.structures, job.activation))
-    shapes = [tuple(scan.image.shape[1:]) for scan in prepared]
-    patch = patch_for(shapes, job.patch or (96, 96, 96), anatomy.divisor)
-    schedule = Schedule(
+    network.to(device)
+    early = _early_branch(job, network, anatomy)
+    schedule = _schedule(job, recipe, network, anatomy, prepared, device)
+    reporter.log(
+        f"Pre-training {job.network} on {len(prepared)} scans, patches of {schedule.patch} voxels, {job.epochs} epochs."
+    )
+    groups = [{"params": list(network.parameters()), "lr": LEARNING_RATE}]
+    deadline = job.budget_minutes * 60 if job.budget_minutes else None
+    names = [s.name for s in job.structures]
+    history = fit(WholeNetwork(network), groups, prepared, schedule, job.activation, reporter, deadline, names)
+    entry = _entry(job, spec, recipe, _window(network, schedule.patch), history)
+    looks = [statistics_of(scan.volume, recipe, network, anatomy, entry.window, device, reporter) for scan in loaded]
+    facts = {"structure_facts": structure_facts(loaded, job.structures), "site": site_record(looks)}
+    if early is not None:
+        _fit_early(early, prepared, schedule, job.activation, reporter)
+        facts["early_level"] = early.level
+    entry = dataclasses.replace(entry, record=entry.record | facts)
+    reporter.check()
+    if early is not None:
+        save_early_head(out, early)
+    save_model(out, entry, network)
+    return {
+        "model": str(out),
+        "epochs": len(history.losses),
+        "seconds": history.seconds,
+        "loss": history.losses[-1],
+        "early_level": early.level if early is not None else None,
+    }
+
+
+def recipe_for(job: PretrainJob, grids: Sequence[Grid]) -> Preprocessing:
+    """The model's preprocessing: slices of the asked plane, and voxel sizes along the axes that this makes.
+
+    Parameters
+    ----------
+    grids : sequence of Grid
+        Of the scans, whatever the order of their axes.
+    """
+    orientation = orientation_for(job.network, job.plane)
+    if job.spacing:
+        spacing = in_orientation(job.spacing, orientation)
+    else:
+        sizes = np.median([spacing_along(grid, orientation) for grid in grids], axis=0)
+        spacing = tuple(round(float(size), 3) for size in sizes)
+    return Preprocessing(orientation, spacing, parse_intensity(job.intensity), square=job.square)
+
+
+def _early_branch(job: PretrainJob, network: nn.Module, anatomy: Anatomy) -> EarlyBranch | None:
+    """The network with an early head still to be fitted, or None for none; BadInput for a level that it has not got."""
+    level = job.early_level
+    if level is None:
+        level = EARLY_LEVEL if running_norms(network) else -1
+    return EarlyBranch(network, anatomy, level, n_outputs(job.structures, job.activation)) if level >= 0 else None
+
+
+def _schedule(
+    job: PretrainJob,
+    recipe: Preprocessing,
+    network: nn.Module,
+    anatomy: Anatomy,
+    scans: list[Scan],
+    device: torch.device,
+) -> Schedule:
+    """One patch a scan and step, as large as the scans where they are small.
+
+    Running statistics need batches that stand for all scans: patches of several scans a step. Of a network of slices a
+    patch is some neighbouring slices, and an epoch sees about every slice once.
+    """
+    slices = is_slicewise(network)
+    shapes = [tuple(scan.image.shape[1:]) for scan in scans]
+    asked = in_orientation(job.patch, recipe.orientation) if job.patch else SLICES_PATCH if slices else VOLUME_PATCH
+    patch = patch_for(shapes, asked, anatomy.divisor)
+    several = SLICE_PATCHES_A_STEP if slices else VOLUMES_A_STEP
+    at_once = several if running_norms(network) else 1
+    return Schedule(
         epochs=job.epochs,
         patch=patch,
+        patches_per_scan=max(1, round(float(np.median([s[2] for s in shapes])) / patch[2])) if slices else 1,
+        patches_per_step=at_once,
+        micro_batch=at_once,
         precision=safe_precision(choose_precision(device, job.precision), device, patch, anatomy.divisor),
         early_stop=False,
         seed=job.seed,
         augmentation=PRETRAIN_AUGMENTATION,
     )
-    reporter.log(
-        f"Pre-training {job.network} on {len(prepared)} scans, patches of {patch} voxels, {job.epochs} epochs."
-    )
-    network.to(device)
-    groups = [{"params": list(network.parameters()), "lr": LEARNING_RATE}]
-    deadline = job.budget_minutes * 60 if job.budget_minutes else None
-    names = [s.name for s in job.structures]
-    history = fit(WholeNetwork(network), groups, prepared, schedule, job.activation, reporter, deadline, names)
-    entry = _entry(job, spec, recipe, patch, history)
-    save_model(out, entry, network)
-    return {"model": str(out), "epochs": len(history.losses), "seconds": history.seconds, "loss": history.losses[-1]}
 
 
-def _median_spacing(spacings: list[tuple[float, float, float]]) -> tuple[float, float, float]:
-    return tuple(round(float(s), 3) for s in np.median(np.array(spacings), axis=0))
+def _window(network: nn.Module, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Sliding window of the model: the patch; of a network of slices, as many slices as are done at once."""
+    return (*patch[:2], SLICES_AT_ONCE) if is_slicewise(network) else patch
+
+
+def _fit_early(branch: EarlyBranch, scans: list[Scan], schedule: Schedule, activation: str, reporter: Reporter) -> None:
+    """Fit the early segmentation head to the labels; the trained network before it stays as it is."""
+
+    def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for keys in epoch_steps(len(scans), epoch, schedule):
+            reporter.check()
+            yield sample_batch(scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
+
+    reporter.log(f"Fitting the early segmentation head at level {branch.level}.")
+    epochs = max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / len(epoch_steps(len(scans), 0, schedule))))
+    fit_early_head(branch, batches, activation, epochs, reporter)
 
 
 def _entry(

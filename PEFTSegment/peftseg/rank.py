@@ -38,6 +38,7 @@ from peftseg.events import Reporter
 from peftseg.infer import ACCUMULATOR_BYTES, ready
 from peftseg.licences import usable
 from peftseg.models import Preprocessing
+from peftseg.networks import is_slicewise
 from peftseg.preprocess import Prepared, prepare
 from peftseg.segmenter import SMALLER, Segmenter, adapter_segmenter, entry_segmenter
 from peftseg.volume import Volume, read_volume
@@ -238,7 +239,7 @@ def _predict(
             forward,
             prepared.image.to(device),
             rows,
-            tile(shape, window, segmenter.overlap, prepared.scheme),
+            tile(shape, window, segmenter.overlap, prepared.scheme, is_slicewise(segmenter.network)),
             limit_bytes=ACCUMULATOR_BYTES // (SMALLER if reporter.smaller_plan else 1),
             reporter=reporter,
             padding=prepared.background,

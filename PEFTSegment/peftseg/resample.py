@@ -116,7 +116,11 @@ def resample_to_model(array: np.ndarray, mapping: AxisMap, shape: Sequence[int])
 
 
 def _average_axis(block: torch.Tensor, axis: int, position: np.ndarray, ratio: float) -> torch.Tensor:
-    """Mean of the linear interpolant over intervals `ratio` voxels wide around the positions; keeps ramps."""
+    """Mean of the linear interpolant over intervals `ratio` voxels wide around the positions; keeps ramps.
+
+    Intervals beyond the ends take the last one that still touches the block.
+    """
+    position = np.clip(position, -ratio / 2, block.shape[axis] - 1 + ratio / 2)
     offset = position[:, None] - np.arange(block.shape[axis])[None, :]
     weights = _hat_integral(offset + ratio / 2) - _hat_integral(offset - ratio / 2)
     weights = torch.from_numpy((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))

@@ -55,9 +55,11 @@ def seal(tensors: Mapping[str, torch.Tensor], key: str, text: str) -> tuple[byte
     """
     from safetensors.torch import save
 
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    digest = _digest(text, _split(save(copies), Path())[1])
-    return save(copies, metadata={key: text, "sha256": digest}), digest
+    packed = _packed(tensors)
+    codes = _dtype_codes(packed)
+    # Every byte is hashed where it is and copied once: a file may hold a whole network.
+    digest = _digest(text, {n: (codes[t.dtype], list(t.shape), _bytes_of(t)) for n, t in packed.items()})
+    return save(packed, metadata={key: text, "sha256": digest}), digest
 
 
 def open_seal(content: bytes, key: str, path: Path) -> Sealed | None:
@@ -108,6 +110,36 @@ def reseal(content: bytes, key: str, text: str, path: Path) -> tuple[bytes, str]
 def damaged(path: Path, why: str) -> BadInput:
     """The error for a file whose bytes have changed."""
     return BadInput(f"The file {path} is damaged: {why}.", GET_AGAIN)
+
+
+def _packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the processor, each alone in its memory and in order; copied only where they are not yet."""
+    packed: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        alone = storage.data_ptr() not in seen and storage.nbytes() == tensor.nbytes
+        seen.add(storage.data_ptr())
+        ready = alone and tensor.device.type == "cpu" and tensor.is_contiguous()
+        packed[name] = tensor.detach() if ready else tensor.detach().to("cpu", copy=True).contiguous()
+    return packed
+
+
+def _dtype_codes(tensors: Mapping[str, torch.Tensor]) -> dict[torch.dtype, str]:
+    """How safetensors calls the tensors' dtypes."""
+    import torch
+    from safetensors.torch import save
+
+    kinds = {str(tensor.dtype): tensor.dtype for tensor in tensors.values()}
+    entries = _split(save({name: torch.empty(0, dtype=dtype) for name, dtype in kinds.items()}), Path())[1]
+    return {dtype: entries[name][0] for name, dtype in kinds.items()}
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a packed tensor, without a copy."""
+    import torch
+
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def _is_sealed(metadata: dict[str, str], key: str, path: Path) -> bool:

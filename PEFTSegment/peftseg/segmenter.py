@@ -20,6 +20,8 @@ from peftseg.models import ModelEntry, Preprocessing, Structure, known_models
 from peftseg.networks import replace_head
 from peftseg.paths import models_dir
 from peftseg.preprocess import prepare
+from peftseg.site_attach import attach_site_saved
+from peftseg.site_options import SITE
 from peftseg.volume import Volume
 from peftseg.weights import architecture, fingerprint, load_base, n_outputs
 from peftseg.windows import window_for
@@ -134,6 +136,8 @@ def load_adapted_network(recipe: Recipe, state: dict[str, torch.Tensor], entry: 
             f"fingerprint {recipe.base_fingerprint[:12]}, but model '{entry.id}' here has {found[:12]}.",
             "Get the model version that the adapter was made with, or adapt this one again.",
         )
+    if recipe.method == SITE:  # the base's own head
+        return attach_site_saved(network, anatomy, recipe.options, state).merge()
     replace_head(network, anatomy, n_outputs(recipe.structures, recipe.activation))
     attached = attach_saved(network, anatomy, recipe.method, recipe.options, recipe.train_decoder, state)
     return attached.merge()

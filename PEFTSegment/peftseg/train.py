@@ -29,6 +29,7 @@ from peftseg.library_rows import ref_of
 from peftseg.licences import licence_text, usable
 from peftseg.metrics import dice
 from peftseg.models import ModelEntry, remember
+from peftseg.site_layers import describe_site
 from peftseg.study import LoadedScan, require_writable_dir
 from peftseg.version import __version__
 
@@ -63,6 +64,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     _warn_about(loaded, reporter)
     setting = job_setting(job, entry, options, device, loaded, reporter)
     adapted = adapt_scans(setting, loaded, reporter)
+    site = describe_site(entry, [scan.volume for scan in loaded], adapted.recipe, device, reporter)
     estimate, left_out = leave_one_out(setting, loaded, reporter) if job.estimate == "loo" else (None, [])
     recipe = Recipe(
         format=FORMAT,
@@ -82,7 +84,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         smallest_window=adapted.plan.schedule.patch,
         window_step=adapted.divisor,
         overlap=entry.overlap,
-        record=training_record(adapted, setting, loaded, estimate, time.monotonic() - started),
+        record=training_record(adapted, setting, loaded, estimate, time.monotonic() - started) | {"site": site},
     )
     reporter.check()
     saved = save_result(out, recipe, adapted.attached.state(), job.store, reporter)
@@ -257,6 +259,7 @@ def label_state(scan: LoadedScan, name: str) -> str:
 
 
 def check_output(out: Path) -> Path:
+    """The adapter file to write; BadInput unless it ends in .safetensors, is new, and its folder can be written to."""
     if out.suffix != ".safetensors":
         raise BadInput(f"The adapter file '{out.name}' does not end in .safetensors.", "Give such a name with --out.")
     if out.exists():

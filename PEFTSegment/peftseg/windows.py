@@ -23,6 +23,7 @@ from peftseg.networks import per_axis
 from peftseg.nnunet_preprocess import window_starts, window_weights
 
 SIGMA_SCALE = 0.125  # of the Gaussian weights, in windows
+SLICES_AT_ONCE = 16  # of a network that works on slices, whatever its window says: memory stays bounded
 TELL_S = 1.0  # between two progress events
 BLANK_TOLERANCE = 1e-6  # of the image's range: rounding of a constant region
 
@@ -99,23 +100,35 @@ def window_for(
     return tuple(max(low, min(size, high)) for size, low, high in zip(cover, smallest, largest, strict=True))
 
 
-def tile(shape: Sequence[int], window: Sequence[int], overlap: float, scheme: str = "linear") -> Tiling:
-    """Place windows as MONAI's `sliding_window_inference` does, or nnU-Net; BadInput for a window or overlap that cannot be."""
+def tile(
+    shape: Sequence[int], window: Sequence[int], overlap: float, scheme: str = "linear", slicewise: bool = False
+) -> Tiling:
+    """Place windows as MONAI's `sliding_window_inference` does, or nnU-Net; BadInput for a window or overlap that cannot be.
+
+    Parameters
+    ----------
+    slicewise : bool
+        The network works on each slice along the last axis by itself (`networks.is_slicewise`): windows hold at most
+        `SLICES_AT_ONCE` slices, and do not overlap along that axis, which would only repeat work.
+    """
     if len(window) != 3 or min(window) < 1 or not 0 <= overlap < 1:
         raise BadInput(
             f"Window {tuple(window)} with overlap {overlap} is not possible; expected three sizes of at least 1 voxel "
             "and an overlap from 0 to below 1.",
             "Correct the model's window and overlap.",
         )
+    overlaps = (overlap,) * 3
+    if slicewise:
+        window, overlaps = (*window[:2], min(window[2], shape[2], SLICES_AT_ONCE)), (overlap, overlap, 0.0)
     missing = [max(0, w - n) for n, w in zip(shape, window, strict=True)]
     before = tuple(m // 2 for m in missing)
     after = tuple(m - b for m, b in zip(missing, before, strict=True))
     starts = []
-    for n, m, w in zip(shape, missing, window, strict=True):
+    for n, m, w, shared in zip(shape, missing, window, overlaps, strict=True):
         if scheme == "nnunet":
-            starts.append(window_starts(n + m, w, overlap))
+            starts.append(window_starts(n + m, w, shared))
             continue
-        interval = w if n + m == w else max(1, int(w * (1 - overlap)))
+        interval = w if n + m == w else max(1, int(w * (1 - shared)))
         starts.append(tuple(s.start for (s,) in dense_patch_slices((n + m,), (w,), (interval,))))
     return Tiling(tuple(shape), tuple(window), before, after, tuple(starts), scheme)
 

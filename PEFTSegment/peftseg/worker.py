@@ -20,6 +20,7 @@ from peftseg.job_folder import is_alive, record_process
 from peftseg.licences import usable
 from peftseg.locks import FileLock
 from peftseg.paths import locks_dir, remove_tree
+from peftseg.site_options import check_site_options
 from peftseg.version import __version__
 
 QUEUE_POLL_S = 0.2
@@ -64,12 +65,30 @@ def _rank(job: config.RankJob, reporter: Reporter) -> dict[str, Any]:
     return run_rank(job, reporter)
 
 
+def _suggest(job: config.SuggestJob, reporter: Reporter) -> dict[str, Any]:
+    if job.model is not None:
+        usable(job.model)
+    from peftseg.suggest import run_suggest
+
+    return run_suggest(job, reporter)
+
+
+def _site_adapt(job: config.SiteAdaptJob, reporter: Reporter) -> dict[str, Any]:
+    usable(job.model)
+    check_site_options(job.preset, job.options)
+    from peftseg.site_adapt import run_site_adapt
+
+    return run_site_adapt(job, reporter)
+
+
 RUNNERS: dict[str, Runner] = {
     "adapt": _adapt,
     "apply": _apply,
     "pretrain": _pretrain,
     "check": _check,
     "rank": _rank,
+    "suggest": _suggest,
+    "site_adapt": _site_adapt,
 }
 
 

@@ -23,12 +23,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "Docs" / "results"
 SUPPORT_ROWS, TEST_ROWS = RESULTS / "methods_support.csv", RESULTS / "methods_test.csv"
+REFERENCE_ROWS = RESULTS / "methods_references.csv"
 RATES = ROOT / "Testing" / "bench" / "rates.json"
 BASE = "brain-t1"
 SHOTS, DRAWS = 5, 5
 OTHER_SHOTS = (1, 3, 10)
-STEPS = 300  # optimiser steps of a training, one a scan and epoch
-RATE_STEPS = 200
+STEPS = 200  # optimiser steps of a training, one a scan and epoch; for rates and test scans alike
 FACTORS = (1.0, 3.0, 1 / 3)  # of all of a method's rates together
 FURTHER = {3.0: 10.0, 10.0: 30.0, 1 / 3: 0.1, 0.1: 1 / 30}  # tried when the best so far is the last on its side
 TELLING = ("lora", "arena", "conv_adapter", "full", "scratch")  # at 1, 3 and 10 shots, too
@@ -132,7 +132,7 @@ def search_rates(data: Path, workers: int) -> None:
     asked = {c.label: list(FACTORS) for c in rows}
     while True:
         jobs = [
-            (task, replace(at_factor(c, f), label=_at(c.label, f)), SHOTS, 0, RATE_STEPS)
+            (task, replace(at_factor(c, f), label=_at(c.label, f)), SHOTS, 0, STEPS)
             for f in (*FACTORS, *FURTHER.values())
             for c in rows
             if f in asked[c.label]
@@ -184,6 +184,10 @@ def main() -> None:
         search_rates(arguments.data, arguments.workers)
     elif arguments.stage == "test":
         score_test(arguments.data, arguments.workers, arguments.draws)
+    else:
+        from experiment_tables import print_tables
+
+        print_tables(SUPPORT_ROWS, TEST_ROWS, REFERENCE_ROWS, RATES, BASE_STRUCTURES, SHOTS)
 
 
 if __name__ == "__main__":

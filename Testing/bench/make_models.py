@@ -1,6 +1,8 @@
-"""Train the bundled models and score them: `python Testing/bench/make_models.py brain-t1|phantom-ct`.
+"""Train models and score them: `python Testing/bench/make_models.py brain-t1|brain-t1-bn|brain-t1-2d|phantom-ct`.
 
-The MODELDIR is written to `--out` (default: where the package bundles it). `brain-t1` needs the real volumes.
+The MODELDIR is written to `--out` (default: where the package bundles it; `brain-t1-2d`, which is not bundled: required).
+The `brain` ones need the real volumes. `brain-t1-bn` and `brain-t1-2d` normalise by running statistics and have an early
+segmentation head: they are the sources of unlabelled site adaptation.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ BRAIN = (
     Structure("lateral ventricle", 7, (120, 18, 134), "SCT^66720007^Lateral ventricle"),
     Structure("brainstem", 8, (119, 159, 176), "SCT^15926001^Brainstem"),
 )
+SITE_BRAIN = (
+    Structure("hippocampus", 1, (230, 159, 0), "SCT^5366008^Hippocampus"),
+    *(s for s in BRAIN if s.name in ("thalamus", "putamen", "lateral ventricle")),
+)
 BRAIN_NOTICE = (
     "Trained on 40 crops of the IXI data set (Hammersmith site, brain-development.org), CC BY-SA 3.0, resampled to 2 mm "
     "and cropped; the labels are automatic (DLMUSE). The weights are published under CC BY-SA 3.0 with this attribution; "
@@ -41,14 +47,23 @@ BRAIN_NOTICE = (
 )
 
 
-def brain_job(data: Path, out: Path, epochs: int) -> tuple[PretrainJob, tuple[SupportItem, ...]]:
-    """`brain-t1`: 40 scans to train on, and the 12 support scans to score the known structures on."""
+def brain_job(
+    data: Path, out: Path, epochs: int, model: str = "brain-t1"
+) -> tuple[PretrainJob, tuple[SupportItem, ...]]:
+    """A `brain` model: 40 scans to train on, and the 12 support scans to score the known structures on."""
+    structures, title, network, plane = {
+        "brain-t1": (BRAIN, "Deep grey matter on T1 MR (demonstration)", "segresnet", None),
+        "brain-t1-bn": (SITE_BRAIN, "Brain structures on T1 MR, with batch norm (demonstration)", "unet3d_bn", None),
+        "brain-t1-2d": (SITE_BRAIN, "Brain structures on T1 MR, 2D (demonstration)", "unet2d", "axial"),
+    }[model]
     job = PretrainJob(
-        data=read_support_folder(data / "subcortical_ixi" / "pretrain", BRAIN),
-        structures=BRAIN,
+        data=read_support_folder(data / "subcortical_ixi" / "pretrain", structures),
+        structures=structures,
         out=str(out),
-        id="brain-t1",
-        title="Deep grey matter on T1 MR (demonstration)",
+        id=model,
+        title=title,
+        network=network,
+        plane=plane,
         intensity="zscore",
         spacing=(2.0, 2.0, 2.0),
         epochs=epochs,
@@ -62,7 +77,7 @@ def brain_job(data: Path, out: Path, epochs: int) -> tuple[PretrainJob, tuple[Su
         ),
         seed=0,
     )
-    return job, read_support_folder(data / "subcortical_ixi" / "support", BRAIN)
+    return job, read_support_folder(data / "subcortical_ixi" / "support", structures)
 
 
 def phantom_job(folder: Path, out: Path, epochs: int) -> tuple[PretrainJob, tuple[SupportItem, ...]]:
@@ -114,15 +129,17 @@ def show(kind: str, fields: dict) -> None:
 def main() -> None:
     """Train, score, and write the scores and the command into model.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("brain-t1", "phantom-ct"))
+    parser.add_argument("model", choices=("brain-t1", "brain-t1-bn", "brain-t1-2d", "phantom-ct"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--epochs", type=int, default=50)
     arguments = parser.parse_args()
+    if arguments.out is None and arguments.model == "brain-t1-2d":
+        parser.error("brain-t1-2d is not bundled: give --out")
     out = arguments.out or BUNDLED / arguments.model
     with tempfile.TemporaryDirectory() as scratch:
-        if arguments.model == "brain-t1":
-            job, scored = brain_job(arguments.data, out, arguments.epochs)
+        if arguments.model.startswith("brain"):
+            job, scored = brain_job(arguments.data, out, arguments.epochs, arguments.model)
         else:
             job, scored = phantom_job(Path(scratch), out, arguments.epochs)
         run_pretrain(job, Reporter(show))
@@ -136,6 +153,9 @@ def main() -> None:
         "mean_dice": scores,
     }
     write_text(out / "model.json", json.dumps(to_dict(dataclasses.replace(entry, record=record)), indent=2) + "\n")
+    if arguments.model.startswith("brain") and not (out / "LICENSE.txt").exists():
+        text = (BUNDLED / "brain-t1" / "LICENSE.txt").read_text(encoding="utf-8")
+        write_text(out / "LICENSE.txt", text.replace("(brain-t1)", f"({arguments.model})"))
     print(scores)
     sys.exit(0)
 

@@ -45,6 +45,7 @@ TORCH_FREE = (
     "library_rows",
     "model_choice",
     "shared_folders",
+    "planes",
 )
 # What Slicer's process imports, and what it has not got: only its own packages (numpy, scipy, SimpleITK, pydicom...).
 NOT_IN_SLICER = (*HEAVY, "psutil", "einops", "pandas", "nibabel", "nrrd", "torchvision", "yaml", "skimage")
@@ -77,6 +78,8 @@ GUI_SAFE = [
     "doctor",
     "gpu",
     "phantom",
+    "planes",
+    "structure_facts",
 ]
 GUI_WORK = """
 import sys

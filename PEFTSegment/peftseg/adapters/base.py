@@ -267,11 +267,13 @@ class Attached:
         It has the class and the keys of the base (and created biases), no trace of the adapter and nothing frozen. What
         is beside the network's modules cannot be merged and stays in the copy.
         """
-        merged = copy.deepcopy(self.network)
-        for module in merged.modules():
-            module.__dict__.pop("train", None)
+        # What a composed weight is made of is not copied: the merged network gets the new tensor only.
+        parts = [*self.changes.values(), *(_original(self.network, name) for name in self.changes)]
+        merged = copy.deepcopy(self.network, {id(part): part for part in parts})
         for layer in dict.fromkeys(_layer(name) for name in self.changes):
             make_plain(merged.get_submodule(layer), change=True)
+        for module in merged.modules():
+            module.__dict__.pop("train", None)
         merged.zero_grad(set_to_none=True)
         return merged.requires_grad_(True).eval()
 

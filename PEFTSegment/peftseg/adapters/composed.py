@@ -16,7 +16,10 @@ TENSORS = ("weight", "bias")  # that may be composed, in the order in which laye
 
 
 class Composed(nn.Module):
-    """A change of one tensor; `forward` takes the frozen tensor and gives the one that the layer uses."""
+    """A change of one tensor; `forward` takes the frozen tensor and gives the one that the layer uses, of the same shape.
+
+    The latter must not share the former's memory: a merged network keeps it.
+    """
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The trainable tensors by key suffix; one that two changes share belongs to the first."""
@@ -34,7 +37,8 @@ def compose(network: nn.Module, changes: dict[str, Composed]) -> None:
     """Let layers use changed tensors, in place; `changes` has plain parameter names as keys."""
     for name, change in changes.items():
         layer, _, leaf = name.rpartition(".")
-        parametrize.register_parametrization(network.get_submodule(layer), leaf, change)
+        # Unsafe means unchecked: the check composes every weight once. Changes keep shape and dtype.
+        parametrize.register_parametrization(network.get_submodule(layer), leaf, change, unsafe=True)
 
 
 def make_plain(layer: nn.Module, change: bool) -> None:
@@ -45,7 +49,7 @@ def make_plain(layer: nn.Module, change: bool) -> None:
     """
     plain = {}
     for leaf, composed in layer.parametrizations.items():
-        plain[leaf] = nn.Parameter(getattr(layer, leaf).detach().clone()) if change else composed.original
+        plain[leaf] = nn.Parameter(getattr(layer, leaf).detach()) if change else composed.original
     plain_class = parametrize.type_before_parametrizations(layer)
     del layer.parametrizations
     layer.__class__ = plain_class

@@ -29,14 +29,14 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
     layers = choose_layers(network, anatomy, options["layers"], adaptable)
     norms = {n: m for n, m in network.named_modules() if isinstance(m, NORMS) and n != anatomy.head_norm}
     live = moving_norms(norms, options["bn_mode"])
-    also = _norms_beside(network, layers, norms) if options["train_norm"] else {}
+    also = norms_beside(network, layers, norms) if options["train_norm"] else {}
     trained = freeze(network, anatomy, outright(train_decoder), also, live)
     design = Design(rank=options["rank"], alpha=options["alpha"], form=options["form"])
     changes = add_low_rank(network, layers, design)
     return Attached(network, trained, changes, statistics=statistics_of(network, live))
 
 
-def _norms_beside(network: nn.Module, layers: dict[str, nn.Module], norms: dict[str, nn.Module]) -> dict[str, str]:
+def norms_beside(network: nn.Module, layers: dict[str, nn.Module], norms: dict[str, nn.Module]) -> dict[str, str]:
     """Parameters of the normalisation in the blocks of the chosen layers, name -> kind."""
     blocks = tuple(block for block in conv_blocks(network) if any(is_part(layer, (block,)) for layer in layers))
     inside = {n: m for n, m in norms.items() if is_part(n, blocks)}

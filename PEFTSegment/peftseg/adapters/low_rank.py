@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from peftseg.adapters.composed import Composed, compose, in_full_precision
 from peftseg.adapters.layers import CONVOLUTIONS, TRANSPOSED, choose_layers, outside
@@ -94,10 +93,13 @@ class Factors(nn.Module):
             )
             self.v = nn.Parameter(first)
 
-    def change(self) -> torch.Tensor:
-        """The change as a matrix, (rows, columns)."""
+    def added_to(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The block with its change, both (rows, columns); in place, since the change may be as large as the network."""
         right = self.A if self.v is None else self.v[:, None] * self.A
-        return self.scale * (self.B @ right)
+        change = self.B @ right
+        if self.scale != 1.0:
+            change.mul_(self.scale)
+        return change.add_(matrix)
 
     def importance(self) -> torch.Tensor:
         """|v_i| ||A_i|| ||B_i|| of each component, (inner,), without gradient (METHODS 2.4)."""
@@ -165,17 +167,10 @@ class LowRank(Composed):
         )
         self.m = nn.Parameter(self._lengths(weight)) if design.magnitude else None
 
-    def delta(self) -> torch.Tensor:
-        """The change, in the weight's shape."""
-        matrix = sum(self._in_place(block, factors.change()) for block, factors in self.blocks.items())
-        if self.transposed:
-            return matrix.reshape(self.shape[1], self.shape[0], *self.shape[2:]).transpose(0, 1)
-        return matrix.reshape(self.shape)
-
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """W0 -> W0 + change, its rows set to the length m where that is trained."""
         with in_full_precision(weight):
-            changed = weight + self.delta()
+            changed = self._changed(weight)
             if self.m is None:
                 return changed
             # The length is a constant in the gradient, as published (DoRA, section 4.3).
@@ -186,11 +181,17 @@ class LowRank(Composed):
         """Length of the weights of each output channel."""
         return torch.linalg.vector_norm(weight, dim=[d for d in range(weight.ndim) if d != self.transposed])
 
-    def _in_place(self, block: str, matrix: torch.Tensor) -> torch.Tensor:
-        """A block's rows among zeros: (rows of the block, columns) -> (rows, columns)."""
-        start = self.starts[block]
-        below = self.height - start - matrix.shape[0]
-        return functional.pad(matrix, (0, 0, start, below)) if start or below else matrix
+    def _changed(self, weight: torch.Tensor) -> torch.Tensor:
+        """W0 + change, in the weight's shape."""
+        matrix = (weight.transpose(0, 1) if self.transposed else weight).reshape(self.height, -1)
+        if WHOLE in self.blocks:
+            matrix = self.blocks[WHOLE].added_to(matrix)
+        else:
+            thirds = zip("qkv", matrix.chunk(3), strict=True)
+            matrix = torch.cat([self.blocks[b].added_to(rows) if b in self.blocks else rows for b, rows in thirds])
+        if self.transposed:
+            return matrix.reshape(self.shape[1], self.shape[0], *self.shape[2:]).transpose(0, 1).contiguous()
+        return matrix.reshape(self.shape)
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The factors by key suffix: "A", "B", "v", or "A.k" and so on for a block of a fused projection, and "m"."""

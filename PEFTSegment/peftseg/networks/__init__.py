@@ -47,6 +47,7 @@ NETWORKS = {
     "swinunetr": "swin_unetr",
     "unet3d": "unet3d",
     "unet2d": "unet2d",
+    "unet3d_bn": "unet3d_bn",
     "nnunet": "nnunet",
 }
 
@@ -87,6 +88,11 @@ def per_axis(size: int | Sequence[int]) -> tuple[int, int, int]:
 def is_part(name: str, prefixes: tuple[str, ...]) -> bool:
     """Whether a module or parameter name lies under one of the prefixes (whole name components, not substrings)."""
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def is_slicewise(network: nn.Module) -> bool:
+    """Whether a network takes a volume apart along its last axis and sees each slice by itself."""
+    return bool(getattr(network, "slicewise", False))
 
 
 def head_of(network: nn.Module, anatomy: Anatomy) -> nn.Module:

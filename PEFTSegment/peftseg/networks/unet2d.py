@@ -1,7 +1,7 @@
-"""The 2D U-Net of ConvLoRA's CC359 experiments, and its early segmentation head (METHODS 3.1, 3.4; names as in its code).
+"""The 2D U-Net of ConvLoRA's CC359 experiments (METHODS 3.1; names as in its code).
 
 It runs on slices: a volume (B, C, H, W, D) is taken apart along its last axis and put together again, so that the
-engine treats it as any other network.
+engine treats it as any other network (`planes.py` says which axis of the scan is the last one).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch.nn import functional
 from peftseg.networks import Anatomy
 
 FILTERS = 16
-LEVELS = 4
 
 
 class _PreActivation(nn.Module):
@@ -57,35 +56,6 @@ def _up(n: int) -> nn.Sequential:
     return nn.Sequential(*_blocks(n), nn.BatchNorm2d(n), transposed, nn.ReLU(), nn.Identity())
 
 
-class EarlyHead(nn.Module):
-    """Early segmentation head: a segmentation from the features of an early level.
-
-    Parameters
-    ----------
-    level : int
-        0 for the first path, 1 to 3 for the levels below; features have 16 * 2^level channels.
-    """
-
-    def __init__(self, level: int, n_outputs: int = 1, filters: int = FILTERS) -> None:
-        super().__init__()
-        if not 0 <= level < LEVELS:
-            raise ValueError(f"level {level} is not a number from 0 to {LEVELS - 1}")
-        self.level = level
-        self.conv1 = nn.Conv2d(filters * 2**level, 12, kernel_size=3, padding=1)
-        self.bn1 = nn.BatchNorm2d(12)
-        self.conv2 = nn.Conv2d(12, 8, kernel_size=3, padding=1)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.conv3 = nn.Conv2d(8, n_outputs, kernel_size=3, padding=1)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, H / 2^level, W / 2^level) -> (B, n, H, W) logits, enlarged bilinearly."""
-        x = functional.relu(self.bn1(self.conv1(features)))
-        x = self.conv3(functional.relu(self.bn2(self.conv2(x))))
-        if self.level == 0:
-            return x
-        return functional.interpolate(x, scale_factor=2**self.level, mode="bilinear", align_corners=False)
-
-
 class UNet2D(nn.Module):
     """(B, C, H, W) or (B, C, H, W, D) -> logits of the same extent; H and W multiples of 8.
 
@@ -94,6 +64,8 @@ class UNet2D(nn.Module):
     n_outputs : int
         Rows of the head.
     """
+
+    slicewise = True
 
     def __init__(self, n_outputs: int, in_channels: int = 1, filters: int = FILTERS) -> None:
         super().__init__()
@@ -141,6 +113,6 @@ def make_unet2d(arguments: dict[str, Any], n_outputs: int) -> tuple[nn.Module, A
         head="out_path.1.layer",
         encoder=("init_path", "down1", "down2", "down3"),
         decoder=("shortcut0", "shortcut1", "shortcut2", "up3", "up2", "up1", "out_path.0", "out_path.1.bn"),
-        divisor=8,
+        divisor=(8, 8, 1),
         head_norm="out_path.2",
     )

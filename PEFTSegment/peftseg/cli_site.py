@@ -1,0 +1,85 @@
+"""The subcommand `site-adapt`: adaptation without labels. Torch-free until the job runs."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftseg import cli_options as options
+from peftseg import config, jobs
+from peftseg.cli_jobs import run_here
+from peftseg.cli_progress import cell
+from peftseg.licences import usable
+from peftseg.site_options import DEFAULT_PRESET, PRESETS, SITE_OPTIONS, check_site_options
+
+STATUS_WORDS = {
+    "accepted": "accepted",
+    "warning": "accepted with a warning",
+    "refused": "refused: keep the base model",
+}
+
+
+def add_subcommands(subparsers: Any) -> None:
+    """Add this module's subcommand to the command line."""
+    parser = subparsers.add_parser("site-adapt", help="adapt a model to a site's scans without labels")
+    add = parser.add_argument
+    add("--model", required=True, metavar="ID|DIR", help="a model of the catalogue, or a model folder")
+    add("--unlabelled", nargs="+", required=True, metavar="PATH", help="the site's scans: folders, files, DICOM series")
+    add("--out", required=True, metavar="FILE", help="the adapter to write, *.safetensors")
+    add("--name", default="", help="name of the adapter (default: the model's id and 'site')")
+    add("--structures", metavar="NAME,...", help="structures that the model must know (default: not checked)")
+    add("--preset", default=DEFAULT_PRESET, help=f"{', '.join(PRESETS)} (default: %(default)s)")
+    words = ", ".join(option.name for option in SITE_OPTIONS)
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help=f"one of {words}; may be repeated")
+    add("--budget", type=float, metavar="MIN", help="minutes after which training ends")
+    add("--epochs", type=int, help="number of epochs (default: the preset's own)")
+    add("--keep-refused", action="store_true", help="write the adapter also when it is refused")
+    add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
+    options.add_run_options(parser)
+    parser.set_defaults(run=run_site_adapt)
+
+
+def run_site_adapt(arguments: Namespace) -> int:
+    """`peftseg site-adapt`."""
+    given = options.parse_options(arguments.option)
+    check_site_options(arguments.preset, given)
+    usable(arguments.model)
+    names = [part.strip() for part in (arguments.structures or "").split(",")]
+    job = config.SiteAdaptJob(
+        model=arguments.model,
+        unlabelled=tuple(str(_images(options.existing(path, "folder of scans"))) for path in arguments.unlabelled),
+        out=arguments.out,
+        name=arguments.name,
+        preset=arguments.preset,
+        options=given,
+        structures=tuple(name for name in names if name),
+        seed=arguments.seed,
+        device=arguments.device,
+        budget_minutes=arguments.budget,
+        epochs=arguments.epochs,
+        replace_nonfinite=arguments.replace_nonfinite,
+        precision=arguments.precision,
+        keep_refused=arguments.keep_refused,
+    )
+    return run_here(jobs.create_job(job), arguments.json, show=_print_result)
+
+
+def _images(path: Path) -> Path:
+    """Of a folder with images/ and labels/ the images: labels are no scans."""
+    images = path / "images"
+    return images if images.is_dir() else path
+
+
+def _print_result(ending: Mapping[str, Any]) -> None:
+    """The verdict in words first, then the facts."""
+    verdict = ending["verdict"]
+    print(f"The adaptation is {STATUS_WORDS[verdict['status']]}.")
+    for reason in verdict["reasons"]:
+        print(f"  {reason}")
+    for key, value in ending.items():
+        if key not in ("event", "time", "verdict"):
+            print(f"{key}: {cell(value)}")
+    if ending["adapter"] is None:
+        print("No adapter was written. To look at it all the same, run it again with --keep-refused.")

@@ -1,0 +1,189 @@
+"""Limits of the gate from trials of which the truth is known, and how often limits err. Torch-free.
+
+Used by the bench (`Testing/bench/site_gate.py`); nobody's own scans are ever needed for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from peftseg.errors import BadInput
+from peftseg.gate import ACCEPTED, REFUSED, WARNING, Limit, status_of
+
+HARM = 0.01  # change of the mean Dice from which an adaptation harms or helps
+ACCEPTED_HARM, REFUSED_HELP = 0.05, 0.20  # the aims: shares of harmful adapters accepted and of helpful ones refused
+ALONE = 1.5  # harmful trials that a limit must catch more than: what one trial alone asks for is chance
+SAFE_SHARE, SAFE_MARGIN = 1.0, 0.1  # beyond helpful trials: the upper half of their range, and at least
+USUAL = 0.9  # of the trials without harm get no warning from a check
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One adaptation of known outcome.
+
+    Attributes
+    ----------
+    values : mapping of str to float
+        Value of each measure, see `gate_measures.measures`; NaN where it could not be told.
+    gain : float
+        Mean Dice with the adapter minus that of the base.
+    """
+
+    values: Mapping[str, float]
+    gain: float
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the mean Dice falls by more than one point."""
+        return self.gain < -HARM
+
+    @property
+    def helpful(self) -> bool:
+        """Whether the mean Dice rises by more than one point."""
+        return self.gain > HARM
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its 95 % interval (Wilson's); NaN thrice for none of none."""
+
+    count: int
+    total: int
+    share: float
+    low: float
+    high: float
+
+
+def rate(count: int, total: int) -> Rate:
+    """`count` of `total`, with Wilson's interval, which holds for shares near 0 as well."""
+    if total == 0:
+        return Rate(0, 0, math.nan, math.nan, math.nan)
+    share = count / total
+    spread = Z95 * math.sqrt(share * (1 - share) / total + Z95**2 / (4 * total**2))
+    middle, width = share + Z95**2 / (2 * total), 1 + Z95**2 / total
+    return Rate(count, total, share, max(0.0, (middle - spread) / width), min(1.0, (middle + spread) / width))
+
+
+def error_rates(trials: Iterable[Trial], limits: Mapping[str, Limit]) -> dict[str, Rate]:
+    """How often limits err.
+
+    Returns
+    -------
+    dict
+        "harmful accepted" (with or without a warning), "harmful accepted without a warning", "helpful refused",
+        "neutral refused".
+    """
+    outcomes = [(trial, status_of(trial.values, limits)) for trial in trials]
+    harmful = [s for t, s in outcomes if t.harmful]
+    helpful = [s for t, s in outcomes if t.helpful]
+    neutral = [s for t, s in outcomes if not (t.harmful or t.helpful)]
+    return {
+        "harmful accepted": rate(harmful.count(ACCEPTED) + harmful.count(WARNING), len(harmful)),
+        "harmful accepted without a warning": rate(harmful.count(ACCEPTED), len(harmful)),
+        "helpful refused": rate(helpful.count(REFUSED), len(helpful)),
+        "neutral refused": rate(neutral.count(REFUSED), len(neutral)),
+    }
+
+
+def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[str] = ()) -> dict[str, Limit]:
+    """Set the limits of the checks.
+
+    The refused helpful and the accepted harmful trials are counted, both weighed by the aims: one harmful trial of a
+    hundred counts as four helpful ones of a hundred. Trials that change little count for neither side. One limit after the
+    other is moved to where that count is smallest, until nothing improves; a limit that catches a single trial alone is
+    not set. Warnings begin where the highest tenth of the trials without harm lies.
+
+    Parameters
+    ----------
+    trials : sequence of Trial
+        At least one harmful and one helpful.
+    checks : sequence of str
+        Measures that may get a limit, earlier ones preferred where two bring the same.
+    always : sequence of str
+        Those of them that get a limit far beyond all helpful trials when they are not needed, provided that they see harm
+        at all: the next site's harm may show there.
+
+    Returns
+    -------
+    dict
+        Check -> Limit, in the order of `checks`; those that bring nothing have none.
+
+    Raises
+    ------
+    BadInput
+        There is no harmful or no helpful trial.
+    """
+    harmful, helpful = [t for t in trials if t.harmful], [t for t in trials if t.helpful]
+    if not (harmful and helpful):
+        raise BadInput(
+            f"There are {len(harmful)} harmful and {len(helpful)} helpful trials; limits need both.", "Run more trials."
+        )
+    bad, good = _table(harmful, checks), _table(helpful, checks)
+    none = np.full(len(checks), np.inf)
+    spare = np.array(
+        [column[np.isfinite(column)].max(initial=-np.inf) for column in good.T]
+    )  # refuses no helpful trial
+    found = [_descend(bad, good, start) for start in (none, np.where(np.isfinite(spare), spare, np.inf))]
+    refuse = min(found, key=lambda limits: _cost(bad, good, limits))
+    refuse = np.where(np.isinf(refuse) & np.isin(checks, always), _safe(bad, good), refuse)
+    usual = _table([t for t in trials if not t.harmful], checks)
+    return {
+        check: Limit(warn=float(min(limit, np.nanquantile(usual[:, c], USUAL))), refuse=float(limit))
+        for c, (check, limit) in enumerate(zip(checks, refuse, strict=True))
+        if np.isfinite(limit)
+    }
+
+
+def _table(trials: Sequence[Trial], checks: Sequence[str]) -> np.ndarray:
+    """(trials, checks); what is not known is never beyond a limit."""
+    rows = [[t.values.get(check, math.nan) for check in checks] for t in trials]
+    return np.nan_to_num(np.array(rows, dtype=np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+
+
+def _descend(bad: np.ndarray, good: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Move the limit that brings most, again and again."""
+    cost = _cost(bad, good, limits)
+    while True:
+        moves = [_best_move(bad, good, limits, check) for check in range(len(limits))]
+        best = min(moves, key=lambda move: move[0])  # the earliest check of equals
+        if best[0] >= cost - 1e-9:
+            return limits
+        cost, limits = best
+
+
+def _safe(bad: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """Limits beyond all helpful trials by a margin; infinite for checks that see harm in a single trial or in none."""
+    limits = np.full(good.shape[1], np.inf)
+    for check, column in enumerate(good.T):
+        known = column[np.isfinite(column)]
+        if len(known):
+            beyond = known.max() + max(SAFE_SHARE * (known.max() - np.median(known)), SAFE_MARGIN)
+            limits[check] = beyond if np.count_nonzero(bad[:, check] > beyond) > ALONE else np.inf
+    return limits
+
+
+def _best_move(bad: np.ndarray, good: np.ndarray, limits: np.ndarray, check: int) -> tuple[float, np.ndarray]:
+    """Cost and limits with one limit moved, or taken away; of places that are as good, the middle one."""
+    known = np.unique(np.concatenate([bad[:, check], good[:, check]]))
+    known = known[np.isfinite(known)]
+    places = []
+    for limit in (*(known[:-1] + known[1:]) / 2, np.inf):
+        places.append(limits.copy())
+        places[-1][check] = limit
+    costs = [_cost(bad, good, place) for place in places]
+    equal = [n for n, cost in enumerate(costs) if cost <= min(costs) + 1e-9]
+    return min(costs), places[equal[len(equal) // 2]]
+
+
+def _caught(table: np.ndarray, limits: np.ndarray) -> int:
+    return int((table > limits).any(axis=1).sum())
+
+
+def _cost(bad: np.ndarray, good: np.ndarray, limits: np.ndarray) -> float:
+    missed = len(bad) - _caught(bad, limits) + ALONE * np.isfinite(limits).sum()
+    return float(missed / len(bad) / ACCEPTED_HARM + _caught(good, limits) / len(good) / REFUSED_HELP)

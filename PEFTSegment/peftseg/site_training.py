@@ -1,0 +1,283 @@
+"""One adaptation without labels, from prepared scans to the gate's verdict; no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftseg.adabn import recalibrate, running_norms
+from peftseg.adapters.base import Attached
+from peftseg.device import choose_precision
+from peftseg.early_head import Batch, EarlyBranch, fit_early_head, load_early_head, load_head_state
+from peftseg.early_levels import find_levels
+from peftseg.errors import BadInput
+from peftseg.events import Reporter
+from peftseg.gate import Verdict, judge
+from peftseg.models import ModelEntry
+from peftseg.networks import Anatomy
+from peftseg.plan import safe_precision
+from peftseg.preprocess import Prepared
+from peftseg.self_training import SiteHistory, SiteTraining, self_train
+from peftseg.site_attach import attach_site
+from peftseg.site_batches import SiteBatches, make_batches
+from peftseg.site_evidence import Evidence, chosen_scans, collect_evidence
+from peftseg.site_options import (
+    needs_early_head,
+    recalibrates_after,
+    recalibrates_before,
+    resolve_levels,
+)
+from peftseg.weights import architecture, fingerprint, n_outputs
+
+EARLY_EPOCHS = 20
+FEWEST_EARLY_STEPS = 200  # few scans make few steps an epoch
+
+
+@dataclass(frozen=True, eq=False)
+class SiteSetting:
+    """What is fixed before: the base, the options of `check_site_options`, and how it is run.
+
+    `deadline_s` are the seconds after which training ends, None for no limit.
+    """
+
+    entry: ModelEntry
+    options: dict[str, Any]
+    epochs: int
+    device: torch.device
+    seed: int = 0
+    precision: str = "auto"
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SiteAdapted:
+    """The outcome.
+
+    Attributes
+    ----------
+    attached : Attached
+        The adapter on its network.
+    branch : EarlyBranch or None
+        The early head on the same network.
+    fitted : bool
+        The early head was fitted here, to the base's own predictions.
+    options : dict
+        With depth and level decided.
+    recalibrated : int
+        Layers whose statistics are the site's.
+    notes : tuple of str
+        What the user was told.
+    before, after : Evidence or None
+        None without gate.
+    """
+
+    attached: Attached
+    branch: EarlyBranch | None
+    fitted: bool
+    options: dict[str, Any]
+    history: SiteHistory
+    recalibrated: int
+    notes: tuple[str, ...]
+    patch: tuple[int, int, int]
+    precision: str
+    base_fingerprint: str
+    before: Evidence
+    after: Evidence
+    verdict: Verdict
+
+    def early_facts(self) -> dict[str, Any] | None:
+        """Level, origin and size of the early head."""
+        if self.branch is None:
+            return None
+        size = sum(p.numel() for p in self.branch.head.parameters())
+        return {"level": self.branch.level, "fitted": self.fitted, "parameters": size}
+
+
+def adapt_site(
+    setting: SiteSetting, network: nn.Module, anatomy: Anatomy, scans: Sequence[Prepared], reporter: Reporter
+) -> SiteAdapted:
+    """Adapt a base to a site's scans, and judge the outcome.
+
+    Parameters
+    ----------
+    network, anatomy
+        From `weights.load_base`; the network is changed in place.
+    scans : sequence of Prepared
+        With the base's preprocessing.
+
+    Raises
+    ------
+    JobCancelled, BadInput, OutOfMemory, TrainingFailed
+    """
+    entry, device = setting.entry, setting.device
+    base_fingerprint = fingerprint(network.state_dict(), architecture(entry))
+    network.to(device)
+    torch.manual_seed(setting.seed)
+    batches = make_batches(scans, network, anatomy, entry.window, setting.seed)
+    if not any(batches.places):
+        raise BadInput("All scans are constant: there is nothing to adapt to.", "Check that these are the right scans.")
+    options, notes = _settle(setting, network, reporter)
+    own = load_early_head(entry)
+    options = resolve_levels(options, len(find_levels(network, anatomy)), None if own is None else own[0])
+    branch, fitted = _early_branch(setting, network, anatomy, options, batches, own, reporter)
+    before = _evidence(setting, network, branch, scans, reporter, 0)
+    attached = attach_site(network, anatomy, options)
+    precision = _precision(setting, batches, anatomy)
+    history, recalibrated = _train(setting, attached, branch, batches, options, precision, reporter)
+    merged = attached.merge()
+    after = _evidence(setting, merged, _same_head(merged, anatomy, branch), scans, reporter, 1)
+    verdict = judge(before, after, entry.record.get("structure_facts"))
+    reporter.progress("gate", 2, 2)
+    return SiteAdapted(
+        attached,
+        branch,
+        fitted,
+        options,
+        history,
+        recalibrated,
+        tuple(notes),
+        batches.patch,
+        precision,
+        base_fingerprint,
+        before,
+        after,
+        verdict,
+    )
+
+
+def _settle(setting: SiteSetting, network: nn.Module, reporter: Reporter) -> tuple[dict[str, Any], list[str]]:
+    """The options as far as this network has what they are about; what that leaves out is said."""
+    options = setting.options
+    if running_norms(network) or (options["adabn"] == "none" and options["bn_mode"] == "source"):
+        return options, []
+    what = f"Model '{setting.entry.id}' has no batch normalisation with running statistics: recalibration does nothing here"
+    if options["train"] == "none":
+        raise BadInput(f"{what}, and nothing else was asked for.", "Choose a preset that trains, such as convlora.")
+    note = f"{what}; self-training goes on without it."
+    reporter.warning(note)
+    return {**options, "adabn": "none", "bn_mode": "source"}, [note]
+
+
+def _early_branch(
+    setting: SiteSetting,
+    network: nn.Module,
+    anatomy: Anatomy,
+    options: dict[str, Any],
+    batches: SiteBatches,
+    own: tuple[int, dict[str, torch.Tensor]] | None,
+    reporter: Reporter,
+) -> tuple[EarlyBranch | None, bool]:
+    """The base's early head where it is at the right level, else one that is fitted to the base's own predictions."""
+    usable = own is not None and own[0] == options["level"]
+    if not usable and not needs_early_head(options):
+        return None, False
+    rows = n_outputs(setting.entry.structures, setting.entry.activation)
+    branch = EarlyBranch(network, anatomy, options["level"], rows)
+    if usable:
+        load_head_state(branch, own[1])
+        return branch, False
+    reporter.log(
+        f"The model has no early segmentation head at level {options['level']}: fitting one to its own results."
+    )
+
+    def labelled_by_itself(epoch: int) -> Iterator[Batch]:
+        for image in batches.tensors(epoch):
+            yield image, None, None
+
+    epochs = max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / len(batches.steps(0))))
+    fit_early_head(branch, labelled_by_itself, setting.entry.activation, epochs, reporter)
+    return branch, True
+
+
+def _precision(setting: SiteSetting, batches: SiteBatches, anatomy: Anatomy) -> str:
+    """Of training; without the scaling of gradients that 16-bit floats need."""
+    precision = choose_precision(setting.device, setting.precision)
+    patch = (*batches.patch[:2], batches.per_step) if batches.slicewise else batches.patch
+    return "fp32" if precision == "fp16" else safe_precision(precision, setting.device, patch, anatomy.divisor)
+
+
+def _train(
+    setting: SiteSetting,
+    attached: Attached,
+    branch: EarlyBranch | None,
+    batches: SiteBatches,
+    options: dict[str, Any],
+    precision: str,
+    reporter: Reporter,
+) -> tuple[SiteHistory, int]:
+    """Recalibrate, train, recalibrate, as the options say; returns the history and the number of recalibrated layers."""
+    layers: list[str] = []
+    if recalibrates_before(options):
+        layers = _recalibrate(attached, batches, options, reporter)
+    history = SiteHistory()
+    if options["train"] != "none":
+        training = SiteTraining(
+            attached,
+            branch,
+            batches,
+            options,
+            setting.entry.activation,
+            setting.epochs,
+            precision,
+            setting.deadline_s,
+        )
+        history = self_train(training, reporter)
+        if history.inert:
+            reporter.warning(
+                f"{len(history.inert)} trained tensors had no influence on the loss, such as {history.inert[0]}."
+            )
+    if recalibrates_after(options) and options["train"] != "none":
+        layers = _recalibrate(attached, batches, options, reporter)
+    if options["adabn"] == "moving":
+        layers = list(running_norms(attached.network))
+    return history, len(layers)
+
+
+def _recalibrate(attached: Attached, batches: SiteBatches, options: dict[str, Any], reporter: Reporter) -> list[str]:
+    steps = batches.steps(0)
+
+    def watched() -> Iterator[torch.Tensor]:
+        for number, places in enumerate(steps):
+            reporter.check()
+            reporter.progress("recalibrate", number, len(steps))
+            yield batches.tensor(places)
+
+    return recalibrate(attached.network, watched(), options["source_weight"])
+
+
+def _same_head(merged: nn.Module, anatomy: Anatomy, branch: EarlyBranch | None) -> EarlyBranch | None:
+    """The early head on the merged network."""
+    if branch is None:
+        return None
+    new = EarlyBranch(merged, anatomy, branch.level, branch.head.conv3.out_channels)
+    load_head_state(new, branch.head.state_dict())
+    return new
+
+
+def _evidence(
+    setting: SiteSetting,
+    network: nn.Module,
+    branch: EarlyBranch | None,
+    scans: Sequence[Prepared],
+    reporter: Reporter,
+    step: int,
+) -> Evidence:
+    entry = setting.entry
+    reporter.progress("gate", step, 2)
+    return collect_evidence(
+        network,
+        branch,
+        [scans[n] for n in chosen_scans(len(scans))],
+        entry.structures,
+        entry.activation,
+        entry.window,
+        entry.overlap,
+        setting.device,
+        precision=setting.precision,
+        reporter=reporter,
+    )
