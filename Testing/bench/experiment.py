@@ -1,7 +1,7 @@
 """The comparison of all methods on real data: rates from support folds, then test scans, scored once.
 
     python Testing/bench/experiment.py rates     # learning rates of every method, by one rule, from support scans only
-    python Testing/bench/experiment.py test      # all methods at 5 shots, five of them at 1, 3 and 10
+    python Testing/bench/experiment.py test      # all methods at 5 shots, five of them at 1, 3 and 10; then `auto`
     python Testing/bench/experiment.py table     # the tables of Docs/results.md, from the committed rows
 
 Base: `brain-t1`. Tasks: `ixi` (hippocampus, amygdala, 3rd and 4th ventricle are novel to the base; thalamus and putamen are
@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,8 +93,12 @@ def run(job: tuple) -> list[dict]:
 
 def run_missing(jobs: Iterable[tuple], out: Path, workers: int) -> None:
     """Run what the CSV file does not hold, `workers` at a time."""
+    from peftseg.adapters import METHODS
     from peftseg.compare_rows import append_rows, is_done, mean_of, read_rows
 
+    for info in METHODS.values():  # now, so that all runs use the same code while files change
+        if info.module:
+            import_module(info.module)
     rows = read_rows(out)
     missing = [job for job in jobs if not is_done(rows, job[0].name, job[1].label, job[2], job[3])]
     print(f"{len(missing)} runs to do", flush=True)
@@ -145,7 +150,23 @@ def search_rates(data: Path, workers: int) -> None:
             break
         for label, factor in further.items():
             asked[label] += [factor] if factor is not None and factor not in asked[label] else []
-    RATES.write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
+    write_rates(best)
+
+
+def write_rates(best: dict[str, float]) -> None:
+    """Keep the chosen factors and the options that they make, so that later changes of defaults change no candidate."""
+    from peftseg.adapters import check_options
+
+    chosen = {c.label: at_factor(c, best[c.label]) for c in candidates()}
+    record = {label: {"factor": best[label], "options": _frozen(candidate)} for label, candidate in chosen.items()}
+    record["auto"] = {"options": check_options("auto", {})}
+    RATES.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _frozen(candidate: object) -> dict:
+    from peftseg.adapters import check_options
+
+    return check_options(candidate.method, candidate.options)
 
 
 def _best(scores: dict[float, float]) -> float:
@@ -158,16 +179,24 @@ def _at(label: str, factor: float) -> str:
 
 def tuned_candidates() -> list:
     """The candidates at the rates that the support folds chose."""
-    factors = json.loads(RATES.read_text(encoding="utf-8"))
-    return [at_factor(candidate, factors[candidate.label]) for candidate in candidates()]
+    chosen = json.loads(RATES.read_text(encoding="utf-8"))
+    return [replace(c, options=chosen[c.label]["options"]) for c in candidates() if c.label in chosen]
 
 
 def score_test(data: Path, workers: int, draws: int) -> None:
-    """All methods at five shots, then the telling ones at the other sizes; draws outermost, so that an early end is fair."""
+    """All methods at five shots, the telling ones at the other sizes, and `auto`, which searches beside its last training.
+
+    Draws are outermost, so that an early end is fair.
+    """
+    from peftseg.adapters import AUTO
+    from peftseg.compare import Candidate
+
     chosen, rows = tasks(data, with_test=True), tuned_candidates()
     telling = [c for c in rows if c.label in TELLING]
     jobs = [(t, c, SHOTS, d, STEPS) for d in range(draws) for t in chosen for c in rows]
     jobs += [(t, c, k, d, STEPS) for d in range(draws) for k in OTHER_SHOTS for t in chosen for c in telling]
+    auto = Candidate(AUTO, AUTO, json.loads(RATES.read_text(encoding="utf-8"))[AUTO]["options"])
+    jobs += [(t, auto, SHOTS, d, STEPS) for d in range(draws) for t in chosen]
     run_missing(jobs, TEST_ROWS, workers)
 
 

@@ -28,7 +28,10 @@ def print_tables(support: Path, test: Path, references: Path, rates: Path, known
     shots : int
         Size of the support sets of the main table.
     """
-    _print_rates(read_rows(support), json.loads(rates.read_text(encoding="utf-8")) if rates.is_file() else {})
+    chosen = json.loads(rates.read_text(encoding="utf-8")) if rates.is_file() else {}
+    _print_rates(
+        read_rows(support), {label: record["factor"] for label, record in chosen.items() if "factor" in record}
+    )
     rows = read_rows(test)
     main = [row for row in rows if int(row["shots"]) == shots]
     beside = read_rows(references)

@@ -230,6 +230,12 @@ _CONV_ADAPTER = MethodInfo(
             "output (sequential).",
             choices=("conv_parallel", "conv_sequential", "block_parallel", "block_sequential"),
         ),
+        Option(
+            "sum",
+            "before_norm",
+            "Beside a convolution that a normalisation follows: what they add comes before_norm or after_norm.",
+            choices=("before_norm", "after_norm"),
+        ),
         _LAYERS,
         Option("gamma", 4, "The inner width is the number of input channels divided by this.", minimum=1),
         Option("width", 0, "Inner width in channels, instead of gamma; 0: by gamma.", minimum=0),
@@ -248,6 +254,27 @@ _CONV_ADAPTER = MethodInfo(
         "official": {"scheme": "conv_parallel", "gamma": 4, "width": 0, "depthwise": True, "init": "published"},
         "thesis": {"scheme": "block_parallel", "width": 32, "depthwise": False},
     },
+)
+
+_RESIDUAL_ADAPTER = MethodInfo(
+    name="residual_adapter",
+    title="Residual adapter",
+    summary="Changes how each convolution mixes its channels at one voxel; costs nothing when the adapter is used.",
+    module="peftseg.adapters.residual_adapter",
+    options=(
+        _preset("fseft"),
+        _LAYERS,
+        Option(
+            "init",
+            "zero",
+            "First values: zero (the model starts unchanged), or published (random).",
+            choices=("zero", "published"),
+        ),
+        replace(_LR_ADAPTER, default=3e-3),
+        _LR_DECODER,
+        _LR_HEAD,
+    ),
+    presets={"fseft": {"layers": "encoder", "init": "published"}},
 )
 
 _ADAPTFORMER = MethodInfo(
@@ -272,8 +299,8 @@ _SPATIAL_ADAPTER = MethodInfo(
     module="peftseg.adapters.spatial_adapter",
     options=(
         Option("kernel", 3, "Width of the convolutions in voxels, an odd number.", minimum=1),
-        replace(_LR_ADAPTER, default=1e-3),
-        _LR_HEAD,
+        _LR_ADAPTER,
+        replace(_LR_HEAD, default=3e-2),
     ),
 )
 
@@ -298,7 +325,7 @@ _SELECTIVE = MethodInfo(
     title="Selective fine-tuning",
     summary="Trains chosen layers in full, if nothing else is said the last part of the decoder, and the head.",
     module="peftseg.adapters.selective",
-    options=(_LAYERS, _LR_BODY, _LR_DECODER, _LR_HEAD),
+    options=(_LAYERS, *(replace(rate, default=3e-2) for rate in (_LR_BODY, _LR_DECODER, _LR_HEAD))),
 )
 
 _FULL = MethodInfo(
@@ -317,7 +344,7 @@ _AUTO = MethodInfo(
     options=(
         Option(
             "methods",
-            "lora,full,arena,conv_adapter,decoder",
+            "lora,full,arena,residual_adapter,decoder",
             "Names of the methods to try, with commas between them; the first one is used where they tie.",
         ),
         Option("search_share", 0.5, "Part of the time that goes into trying, above 0 and below 1.", minimum=0.0),
@@ -333,6 +360,7 @@ METHODS: dict[str, MethodInfo] = {
         _DORA,
         _CONVLORA,
         _CONV_ADAPTER,
+        _RESIDUAL_ADAPTER,
         _SSF,
         _AFFINE,
         _BITFIT,
