@@ -72,7 +72,7 @@ def row_checks(row: Row, wanted: Sequence[Structure], model: ModelEntry | None =
         return found
     warnings = [*_not_looked_at(row), *_swapped(row, wanted), *_empty(row, wanted), *_cut_off(row)]
     if model is not None:
-        warnings += _of_another_kind(row.scan, model)
+        warnings += of_another_kind(row.scan, model)
     notes = [*_other_names(row, wanted), *_other_grid(row, wanted)]
     return [Finding(row.key, WARNING, t) for t in warnings] + [Finding(row.key, NOTE, t) for t in notes]
 
@@ -167,7 +167,7 @@ def _sizes(spacing: Sequence[float]) -> str:
     return " x ".join(f"{value:.3g}" for value in spacing)
 
 
-def _of_another_kind(scan: slicer.vtkMRMLScalarVolumeNode, model: ModelEntry) -> list[str]:
+def of_another_kind(scan: slicer.vtkMRMLScalarVolumeNode, model: ModelEntry) -> list[str]:
     """A scan that is, or looks, of another modality than the model's."""
     expected = {"ct": "CT", "mr": "MR", "mri": "MR"}.get(model.modality.lower(), "")
     told = scans.modality(scan)

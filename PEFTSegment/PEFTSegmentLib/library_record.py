@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 
 from peftseg import library
 from peftseg.errors import BadInput
+from peftseg.gate import ACCEPTED, REFUSED, WARNING
 
 from .panels.apply_adapters import AdapterList, Row, added_on, title
 
@@ -32,6 +33,7 @@ def as_text(row: Row, adapters: AdapterList) -> str:
         (_("Structures"), ", ".join(s["name"] for s in facts["structures"])),
         (_("Learnt from"), _learnt_from(record)),
         (_("On scans it had not seen"), _estimate(record.get("estimate"))),
+        (_("Check without labels"), _gate(record.get("gate"))),
         (_("Model"), adapters.base_title(row)),
         (_("Licence of the model"), facts["base_licence"]),
         (_("Made with"), _made_with(facts)),
@@ -48,6 +50,8 @@ def as_text(row: Row, adapters: AdapterList) -> str:
 
 
 def _learnt_from(record: dict[str, Any]) -> str:
+    if record.get("unlabelled_scans"):
+        return _("unlabelled scans of one scanner: {count}").format(count=record["unlabelled_scans"])
     if not record.get("shots"):
         return ""
     labelled = [
@@ -56,6 +60,14 @@ def _learnt_from(record: dict[str, Any]) -> str:
     ]
     text = _("{count} scans").format(count=record["shots"])
     return f"{text} ({'; '.join(labelled)})" if labelled else text
+
+
+def _gate(verdict: Any) -> str:
+    """What the check after an adaptation without labels said."""
+    if not isinstance(verdict, dict):
+        return ""
+    said = {ACCEPTED: _("accepted"), WARNING: _("accepted with a warning"), REFUSED: _("refused")}
+    return " ".join([said.get(verdict.get("status"), "") + ":", *verdict.get("reasons", [])])
 
 
 def _estimate(estimate: Any) -> str:

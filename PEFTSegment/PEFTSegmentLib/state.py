@@ -24,6 +24,10 @@ class ModuleState:
         Adapt from labelled scans (True), or from unlabelled ones of a new scanner.
     adapterName : str
         Name of the adapter to make.
+    siteName : str
+        Name of the adapter to make from unlabelled scans.
+    siteLeftOut : str
+        JSON list of the tokens of unlabelled scans that are not to be used.
     method : str
         Adaptation method, "" for the default.
     methodOptions : str
@@ -49,6 +53,8 @@ class ModuleState:
     currentRow: str = ""
     labelled: bool = True
     adapterName: str = ""
+    siteName: str = ""
+    siteLeftOut: str = "[]"
     method: str = ""
     methodOptions: str = "{}"
     minutes: float = 0.0

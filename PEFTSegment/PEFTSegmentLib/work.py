@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from peftseg import jobs
-from peftseg.config import AdaptJob, ApplyJob
+from peftseg.config import AdaptJob, ApplyJob, Job
 from peftseg.errors import BadInput
 from peftseg.models import Structure
 from peftseg.study import SupportItem
@@ -33,6 +33,48 @@ def _write_scan(scratch: Path, name: str, image: exchange.Image) -> Path:
 def _write_labels(scratch: Path, name: str, parts, wanted, image: exchange.Image) -> Path:
     """Runs in a thread."""
     return exchange.write_parts(scratch / f"{name}_labels", parts, wanted, image)
+
+
+# scans without labels
+
+
+def scan_exports(volumes: Sequence[slicer.vtkMRMLScalarVolumeNode]) -> list[tuple]:
+    """What is written of scans alone, for `Runner.submit`; PeftsegError: one cannot be used, or the disk is full."""
+    images = [exchange.image_of(volume) for volume in volumes]
+    exchange.require_space(jobs.jobs_dir(), images)
+    return [(_write_scan, f"scan_{n}", image) for n, image in enumerate(images, start=1)]
+
+
+def submit_scans(
+    context: Context,
+    note: dict[str, Any],
+    volumes: Sequence[slicer.vtkMRMLScalarVolumeNode],
+    build: Callable[[Path, tuple[str, ...]], Job],
+) -> Task:
+    """Submit a job about scans as they are.
+
+    Parameters
+    ----------
+    note : dict
+        For the task; "scans" (their tokens) is added.
+    volumes : sequence of nodes
+        No sequences; see `scans.held_still`.
+    build : callable
+        Gets the job's folder and the scans' files, and gives the job.
+
+    Raises
+    ------
+    PeftsegError
+        A scan cannot be used, the disk is full, the engine is not installed.
+    """
+    _require_engine(context)
+    exports = scan_exports(volumes)
+    tokens = [scans.token(volume) for volume in volumes]
+
+    def made(folder: Path, paths: list) -> Job:
+        return build(folder, tuple(str(path) for path in paths))
+
+    return context.runner.submit({**note, "scans": tokens}, exports, made)
 
 
 # segment
@@ -67,23 +109,13 @@ def segment(
     """
     _require_engine(context)
     volumes = [scans.held_still(scans.require_usable(volume)) for volume in volumes]
-    images = [exchange.image_of(volume) for volume in volumes]
-    exchange.require_space(jobs.jobs_dir(), images)
-    tokens = [scans.token(volume) for volume in volumes]
-    note = {"purpose": purpose, "title": title, "scans": tokens, "adapter": adapter, "model": model, **(facts or {})}
-    exports = [(_write_scan, f"scan_{n}", image) for n, image in enumerate(images, start=1)]
+    note = {"purpose": purpose, "title": title, "adapter": adapter, "model": model, **(facts or {})}
 
-    def build(folder: Path, paths: list) -> ApplyJob:
-        return ApplyJob(
-            adapter=adapter,
-            model=model,
-            inputs=tuple(str(path) for path in paths),
-            out=str(folder / "result"),
-            format="nrrd",
-            replace_nonfinite=0.0,
-        )
+    def build(folder: Path, files: tuple[str, ...]) -> ApplyJob:
+        out = str(folder / "result")
+        return ApplyJob(adapter=adapter, model=model, inputs=files, out=out, format="nrrd", replace_nonfinite=0.0)
 
-    return context.runner.submit(note, exports, build)
+    return submit_scans(context, note, volumes, build)
 
 
 def outcomes(task: Task) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from peftseg import cli_compare, cli_jobs, cli_models, cli_show, cli_site
+from peftseg import cli_compare, cli_inspect, cli_jobs, cli_models, cli_show, cli_site
 from peftseg.cli_options import Parser, parse
 from peftseg.cli_progress import JsonLines
 from peftseg.errors import JobCancelled, PeftsegError
@@ -27,6 +27,7 @@ def build_parser() -> Parser:
     cli_models.add_subcommands(subparsers)
     cli_show.add_subcommands(subparsers)
     cli_compare.add_subcommands(subparsers)
+    cli_inspect.add_subcommands(subparsers)
     return parser
 
 

@@ -14,13 +14,16 @@ from peftseg.adapter_training import Adapted, make_setting, predict_masks
 from peftseg.adapters import check_options
 from peftseg.adapters.base import KINDS
 from peftseg.auto import adapt_scans
+from peftseg.compare_tasks import Task
 from peftseg.dataset import load_scans
 from peftseg.events import Reporter
 from peftseg.metrics import dice, surface_dice
 from peftseg.models import ModelEntry, Structure
 from peftseg.peak_memory import PeakMemory
-from peftseg.study import LoadedScan, SupportItem
+from peftseg.study import LoadedScan
 from peftseg.volume import file_stem
+
+__all__ = ["TOLERANCE_MM", "Candidate", "Task", "draw_support", "run_candidate"]
 
 TOLERANCE_MM = 1.0
 
@@ -47,16 +50,6 @@ class Candidate:
     scratch: bool = False
 
 
-@dataclass(frozen=True)
-class Task:
-    """Structures to learn, labelled scans to draw support sets from, and scans to score on (empty: the drawn-out rest)."""
-
-    name: str
-    structures: tuple[Structure, ...]
-    support: tuple[SupportItem, ...]
-    test: tuple[SupportItem, ...] = ()
-
-
 def draw_support(n_scans: int, shots: int, draw: int) -> list[int]:
     """Numbers of the scans in the `draw`-th support set of `shots` scans."""
     return sorted(int(i) for i in np.random.default_rng([draw, shots]).permutation(n_scans)[:shots])
@@ -80,7 +73,8 @@ def run_candidate(
 
     The draw is also the seed of the initialisation and of the patches. Without test scans the rest of the support
     scans is scored (a cross-validation fold). A structure that a scan does not label as a whole is not scored there.
-    Time and peak memory are those of training.
+    Time and peak memory are those of training. With the method `auto` what was trained, its rank and its epochs are those
+    of the method that it chose, which is in "chosen"; time and memory are those of the search, too.
     """
     reporter = Reporter.silent()
     chosen = draw_support(len(task.support), shots, draw)
@@ -132,6 +126,7 @@ def _facts(adapted: Adapted) -> dict[str, Any]:
         "buffers": share["buffers"],
         "base_total": share["base_total"],
         "epochs": len(adapted.history.losses),
+        "chosen": adapted.choice.get("label", ""),
         "rank": round(float(np.mean(list(ranks.values()))), 2) if ranks else "",
     }
 

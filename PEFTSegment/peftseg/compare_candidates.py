@@ -8,7 +8,7 @@ from typing import Any
 
 from peftseg.adapters.table import METHODS, check_options
 from peftseg.compare import Candidate
-from peftseg.compare_report import RANK_MARK
+from peftseg.compare_tables import RANK_MARK
 from peftseg.errors import BadInput, unknown_name
 
 ALL, SCRATCH = "all", "scratch"

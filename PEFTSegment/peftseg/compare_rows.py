@@ -19,6 +19,7 @@ SHARE = ("trained_adapter", "trained_norm", "trained_head", "trained_decoder", "
 FIELDS = (
     *KEYS, "dice", "surface_dice", "trained", "epochs", "seconds", "rank",
     "method", "initial_rank", *SHARE, "base_total", "memory_mib", "memory_of", "device",
+    "chosen",
 )  # fmt: skip
 Rows = Sequence[dict[str, Any]]
 
@@ -93,6 +94,32 @@ def score_table(rows: Iterable[dict[str, str]], metric: str = "dice") -> dict[tu
     return tables
 
 
+def task_tables(rows: Iterable[dict[str, str]], metric: str = "dice") -> dict[str, list[np.ndarray]]:
+    """Scores by candidate: one (draws, scans) table a task; `rows` are of one structure a task (`over_structures`)."""
+    found: dict[str, list[np.ndarray]] = {}
+    for (_, candidate, _), table in score_table(rows, metric).items():
+        found.setdefault(candidate, []).append(table)
+    return found
+
+
+def in_every_task(rows: Rows, tasks: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of the candidates that have some in every task, and the labels of the others: their means are not comparable."""
+    wanted, seen = set(tasks), {}
+    for row in rows:
+        seen.setdefault(row["candidate"], set()).add(row["task"])
+    return [r for r in rows if seen[r["candidate"]] >= wanted], [k for k, found in seen.items() if not found >= wanted]
+
+
+def mean_over_tasks(tables: Sequence[np.ndarray]) -> float:
+    """Mean of tables' means: each task counts once, however many scans it has."""
+    return mean_of([mean_of(table) for table in tables])
+
+
+def interval_over_tasks(tables: Sequence[np.ndarray], repeats: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of `mean_over_tasks`; draws and patients are resampled in each task by itself."""
+    return _bounds(tables, repeats, seed)
+
+
 def interval(values: np.ndarray, repeats: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of a (draws, scans) table, resampling draws and patients.
 
@@ -107,6 +134,24 @@ def interval(values: np.ndarray, repeats: int = 2000, seed: int = 0) -> tuple[fl
 def draw_spread(values: np.ndarray) -> float:
     """Standard deviation, over draws, of the mean over scans of a (draws, scans) table; NaN with one draw."""
     means = np.array([mean_of(draw) for draw in values])
+    means = means[~np.isnan(means)]
+    return float(means.std(ddof=1)) if means.size > 1 else float("nan")
+
+
+def spread_over_tasks(rows: Rows, metric: str = "dice") -> float:
+    """Standard deviation, over the draws that all tasks have, of the mean over tasks; NaN with one draw.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of one candidate, from `over_structures`.
+    """
+    tasks = {row["task"] for row in rows}
+    by_draw: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        by_draw.setdefault(row["draw"], {}).setdefault(row["task"], []).append(float(row[metric]))
+    whole = [found for found in by_draw.values() if set(found) == tasks]
+    means = np.array([np.mean([mean_of(scores) for scores in found.values()]) for found in whole])
     means = means[~np.isnan(means)]
     return float(means.std(ddof=1)) if means.size > 1 else float("nan")
 

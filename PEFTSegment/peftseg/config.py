@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peftseg.errors import BadInput, unknown_name
+from peftseg.explain.targets import Target
 from peftseg.models import Structure
 from peftseg.planes import orientation_for
 from peftseg.site_options import DEFAULT_PRESET, PRESETS
@@ -339,7 +340,110 @@ class PretrainJob:
                 raise BadInput(f"{name} is {getattr(self, name)}; expected three numbers above 0.", "Correct it.")
 
 
-Job = AdaptJob | ApplyJob | PretrainJob | CheckJob | RankJob | SuggestJob | SiteAdaptJob
+@dataclass(frozen=True)
+class GradCamJob:
+    """Show which features of some layers speak for a structure in a scan (Grad-CAM); an adapter or a model is given.
+
+    Attributes
+    ----------
+    adapter : str or None
+        Adapter file, or a name in the adapter library.
+    model : str or None
+        Id of a model in the catalogue, or a MODELDIR.
+    input : str
+        The scan: a file, or a folder with one DICOM series.
+    structure : Structure
+        Bound to the network's by name; its value is that in `labels`.
+    out : str
+        The folder to write to.
+    layers : tuple of str
+        Names as in `peftseg inspect layers`; none: the last one before the head.
+    target : Target
+        The voxels that are explained.
+    labels : str or None
+        Labels of the scan, on its own grid: needed by the target "truth", else to compare the maps with.
+    pictures : bool
+        Also write PNG files, where matplotlib is installed.
+    """
+
+    adapter: str | None
+    model: str | None
+    input: str
+    structure: Structure
+    out: str
+    layers: tuple[str, ...] = ()
+    target: Target = field(default_factory=Target)
+    labels: str | None = None
+    pictures: bool = True
+    device: str = "auto"
+    seed: int = 0
+    replace_nonfinite: float | None = None
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_source(self, "A grad_cam job")
+        _check_structures((self.structure,))
+        if not self.input:
+            raise BadInput("No scan to look into was given.", "Give a file or a DICOM series folder.")
+        if self.target.kind == "truth" and not self.labels:
+            raise BadInput("The target is the labels of the structure, but no labels were given.", "Give the labels.")
+
+
+@dataclass(frozen=True)
+class ProtoSegJob:
+    """Measure what each layer alone makes of structures (ProtoSeg), in one scan or over a support set.
+
+    Attributes
+    ----------
+    adapter, model : str or None
+        As in `GradCamJob`.
+    out : str
+        The folder to write to.
+    input : str or None
+        One scan: a file, or a folder with one DICOM series.
+    labels : str or None
+        Labels of `input`, on its own grid; without them there is no Segmentation Ability.
+    support : tuple of SupportItem
+        In place of `input`: labelled scans; of an adapter, the base is measured too, for before and after.
+    structures : tuple of Structure
+        Bound to the network's by name; none: all of the network's, with their own label values.
+    layers : tuple of str
+        Names as in `peftseg inspect layers`; none: all of these.
+    maps : bool
+        Also write the binary map of every layer (of `input` only).
+    pictures : bool
+        Also write PNG files, where matplotlib is installed.
+    """
+
+    adapter: str | None
+    model: str | None
+    out: str
+    input: str | None = None
+    labels: str | None = None
+    support: tuple[SupportItem, ...] = ()
+    structures: tuple[Structure, ...] = ()
+    layers: tuple[str, ...] = ()
+    maps: bool = True
+    pictures: bool = True
+    device: str = "auto"
+    seed: int = 0
+    replace_nonfinite: float | None = None
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        _check_source(self, "A proto_seg job")
+        if self.structures:
+            _check_structures(self.structures)
+        if bool(self.input) == bool(self.support):
+            raise BadInput(
+                f"A proto_seg job takes one scan or a support set, got {self.input!r} and {len(self.support)} scans.",
+                "Give one of them.",
+            )
+
+
+Job = AdaptJob | ApplyJob | PretrainJob | CheckJob | RankJob | SuggestJob | SiteAdaptJob | GradCamJob | ProtoSegJob
 KINDS: dict[str, type] = {
     "adapt": AdaptJob,
     "apply": ApplyJob,
@@ -348,6 +452,8 @@ KINDS: dict[str, type] = {
     "rank": RankJob,
     "suggest": SuggestJob,
     "site_adapt": SiteAdaptJob,
+    "grad_cam": GradCamJob,
+    "proto_seg": ProtoSegJob,
 }
 
 
@@ -402,11 +508,12 @@ def with_absolute_paths(job: Job) -> Job:
         changes["inputs"] = tuple(_absolute(p) for p in job.inputs)
     if isinstance(job, SiteAdaptJob):
         changes["unlabelled"] = tuple(_absolute(p) for p in job.unlabelled)
-    if isinstance(job, SuggestJob):
-        changes["input"] = _absolute(job.input)
+    for name in ("input", "labels"):
+        if getattr(job, name, None):
+            changes[name] = _absolute(getattr(job, name))
     if isinstance(job, RankJob):
         changes["support"] = tuple(_absolute(p) for p in job.support)
-    scans = {AdaptJob: "support", CheckJob: "support", PretrainJob: "data"}.get(type(job))
+    scans = {AdaptJob: "support", CheckJob: "support", PretrainJob: "data", ProtoSegJob: "support"}.get(type(job))
     if scans:
         items = getattr(job, scans)
         changes[scans] = tuple(

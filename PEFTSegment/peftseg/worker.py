@@ -81,6 +81,22 @@ def _site_adapt(job: config.SiteAdaptJob, reporter: Reporter) -> dict[str, Any]:
     return run_site_adapt(job, reporter)
 
 
+def _grad_cam(job: config.GradCamJob, reporter: Reporter) -> dict[str, Any]:
+    if job.model is not None:
+        usable(job.model)
+    from peftseg.explain.runs import run_grad_cam
+
+    return run_grad_cam(job, reporter)
+
+
+def _proto_seg(job: config.ProtoSegJob, reporter: Reporter) -> dict[str, Any]:
+    if job.model is not None:
+        usable(job.model)
+    from peftseg.explain.runs import run_proto_seg
+
+    return run_proto_seg(job, reporter)
+
+
 RUNNERS: dict[str, Runner] = {
     "adapt": _adapt,
     "apply": _apply,
@@ -89,6 +105,8 @@ RUNNERS: dict[str, Runner] = {
     "rank": _rank,
     "suggest": _suggest,
     "site_adapt": _site_adapt,
+    "grad_cam": _grad_cam,
+    "proto_seg": _proto_seg,
 }
 
 

@@ -46,6 +46,10 @@ VARIANTS = {
     "conv_adapter-official": ("conv_adapter", {"preset": "official"}, False),
     "conv_adapter-block": ("conv_adapter", {"scheme": "block_parallel", "layers": "all"}, False),
     "conv_adapter-block-sequential": ("conv_adapter", {"scheme": "block_sequential"}, False),
+    "conv_adapter-after-norm": ("conv_adapter", {"sum": "after_norm", "layers": "all"}, False),
+    "conv_adapter-sequential-after-norm": ("conv_adapter", {"scheme": "conv_sequential", "sum": "after_norm"}, True),
+    "residual": ("residual_adapter", {"layers": "all"}, False),
+    "residual-fseft": ("residual_adapter", {"preset": "fseft"}, True),
     "adaptformer": ("adaptformer", {"bottleneck": 4}, False),
     "spatial_adapter": ("spatial_adapter", {}, False),
     "linear_probe": ("linear_probe", {}, True),
@@ -54,9 +58,13 @@ VARIANTS = {
     "decoder": ("decoder", {}, False),
     "full": ("full", {}, False),
 }
-CHANGED_AT_THE_START = ("ssf-published", "conv_adapter-official")  # published first values, declared as such
+CHANGED_AT_THE_START = (
+    "ssf-published",
+    "conv_adapter-official",
+    "residual-fseft",
+)  # published first values, declared as such
 UNETS = ("lora", "arena", "decoder", "adalora", "dora", "bitfit", "affine", "ssf", "selective-encoder")
-BLOCKS = ("conv_adapter-block", "conv_adapter-block-sequential", "conv_adapter-official")
+BLOCKS = ("conv_adapter-block", "conv_adapter-block-sequential", "conv_adapter-official", "conv_adapter-after-norm")
 TRANSFORMER = (
     "lora",
     "lora-decoder",
@@ -69,10 +77,10 @@ TRANSFORMER = (
     "affine",
 )
 ONLY = {
-    "unet-3d-group": (*UNETS, "conv_adapter"),
+    "unet-3d-group": (*UNETS, "conv_adapter", "conv_adapter-after-norm", "residual"),
     "transformer-2d": (*TRANSFORMER, "ssf", "ssf-conv", "adaptformer", "spatial_adapter", "selective"),
     "transformer-3d": ("lora", "arena", "arena-sora", "adaptformer", "spatial_adapter", "linear_probe", "full"),
-    "segresnet-2d": ("lora", "full", "convlora", "ssf", *BLOCKS),
+    "segresnet-2d": ("lora", "full", "convlora", "ssf", "residual", *BLOCKS),
     "segresnet-3d": ("lora", "lora-decoder", "arena", "decoder", "full", "selective", "conv_adapter-block"),
 }
 NOT_ON_TINY_UNETS = ("adaptformer", "lora-joint", *(v for v in VARIANTS if "block" in v))  # no MLPs, no blocks
@@ -200,6 +208,8 @@ def cancelled_by_a_norm(variant: str, network: str) -> set[str]:
     in_segresnet = {
         "conv_adapter-official": {"down_layers.0.1.conv1.conv::conv2.bias"},
         "conv_adapter-block": {"up_layers.1.0::conv2.bias"},
+        # These two go into a sum that is normalised later.
+        "conv_adapter-after-norm": {f"{n}::conv2.bias" for n in ("up_layers.1.0.conv2.conv", "up_samples.1.0.conv")},
     }
     return in_segresnet.get(variant, set()) if "segresnet" in network else set()
 
@@ -423,4 +433,4 @@ def test_the_method_table_is_importable_without_torch():
     code = "import sys; sys.modules['torch'] = None; import peftseg.adapters as a; print(sorted(a.METHODS))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == str(sorted(METHODS))
-    assert len(METHODS) == 16
+    assert len(METHODS) == 17

@@ -19,11 +19,14 @@ from peftseg.compare_rows import (
     append_rows,
     differences,
     draw_spread,
+    in_every_task,
     interval,
     is_done,
     mean_of,
     over_structures,
     read_rows,
+    score_table,
+    spread_over_tasks,
 )
 from peftseg.errors import BadInput
 from peftseg.models import Structure, resolve
@@ -169,6 +172,36 @@ def test_summaries_take_facts_once_a_run_and_the_largest_memory():
     assert found["dice"] == pytest.approx(0.6)
     assert found["dice_spread"] == pytest.approx(0.0)  # draws: 0.6 and 0.6
     assert math.isnan(found["rank"])
+
+
+def test_over_tasks_each_task_counts_once_whatever_its_scans_and_structures():
+    many = {(d, f"p{n}"): 0.2 + 0.1 * d for d in range(2) for n in range(9)}
+    first = rows_of("a", many, "large", "s1") + rows_of("a", many, "large", "s2")
+    second = rows_of("a", {(0, "q"): 0.8, (1, "q"): 0.6}, "small")
+    facts = {"base_total": "1000", "memory_mib": "10"}
+    rows = [r | facts | {"trained": "100", "seconds": "2"} for r in first]
+    rows += [r | facts | {"trained": "300", "seconds": "8", "memory_mib": "30"} for r in second]
+    found = summaries(rows)["a"]
+    assert found["dice"] == pytest.approx((0.25 + 0.7) / 2)
+    assert found["draws"] == 2
+    assert (found["trained"], found["share"], found["seconds"], found["memory"]) == (200, 0.2, 5, 30)
+    # Means over tasks are 0.5 in draw 0 and 0.45 in draw 1.
+    assert found["dice_spread"] == pytest.approx(0.05 / math.sqrt(2))
+    # Draws are resampled in each task by itself, so the ends are those of all four pairs.
+    assert found["dice_interval"] == (pytest.approx(0.4), pytest.approx(0.55))
+    alone = summaries([r for r in rows if r["task"] == "large"])["a"]
+    table = score_table(over_structures(first))["large", "a", "all"]
+    assert (alone["dice_interval"], alone["dice_spread"]) == (interval(table), pytest.approx(draw_spread(table)))
+    uneven = over_structures(rows + rows_of("a", {(2, "q"): 0.1}, "small"))
+    assert spread_over_tasks(uneven) == pytest.approx(found["dice_spread"]), "draw 2 is in one task only"
+
+
+def test_a_method_that_lacks_a_task_is_not_compared_over_tasks():
+    rows = rows_of("a", {(0, "p"): 0.5}, "t") + rows_of("a", {(0, "q"): 0.5}, "u") + rows_of("b", {(0, "p"): 0.9}, "t")
+    kept, left_out = in_every_task(rows, ("t", "u"))
+    assert ({row["candidate"] for row in kept}, left_out) == ({"a"}, ["b"])
+    assert in_every_task(rows, ("t",)) == (rows, [])
+    assert in_every_task(rows, ("t", "u", "v")) == ([], ["a", "b"])
 
 
 def test_methods_take_their_options_and_ranks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import shutil
@@ -264,7 +265,7 @@ def make_comparison(study: Path, *methods: str) -> Comparison:
     support, test = (read_support_folder(study / part, BOTH) for part in ("support", "test"))
     task = Task("tiny", BOTH, support, test)
     cpu = torch.device("cpu")
-    return Comparison(resolve(study / "model"), task, make_candidates(methods), (2,), (0, 1), cpu, epochs=1)
+    return Comparison(resolve(study / "model"), (task,), make_candidates(methods), (2,), (0, 1), cpu, epochs=1)
 
 
 def test_two_processes_do_not_write_into_one_folder(study, tmp_path):
@@ -317,10 +318,233 @@ def test_structures_that_a_test_scan_does_not_label_are_not_scored_there(study, 
     assert [(row["scan"], row["structure"]) for row in rows_in(tmp_path / "out")] == [
         *(("p10", "bright ball"), ("p11", "bright ball"), ("p11", "dark ball"))
     ]
-    sliced = replace(wanted.task.test[0], states={"dark ball": LabelState(slices=(3,))})
-    partly = replace(wanted, task=replace(wanted.task, test=(sliced,)))
+    task = wanted.tasks[0]
+    sliced = replace(task.test[0], states={"dark ball": LabelState(slices=(3,))})
+    partly = replace(wanted, tasks=(replace(task, test=(sliced,)),))
     with pytest.raises(PeftsegError, match="some slices only"):
         run_comparison(partly, tmp_path / "other", Reporter.silent())
+
+
+TASKS = {
+    "both balls": {"support": "support", "test": "test", "structures": {"bright ball": 1, "dark ball": 2}},
+    "dark": {"support": "more/support", "test": "more/test", "structures": "dark ball=2"},
+}
+
+
+def write_tasks(folder: Path, tasks: object) -> Path:
+    """The file, in a folder that is not that of the call."""
+    path = folder / "tasks.json"
+    listed = [{"name": name, **task} for name, task in tasks.items()] if isinstance(tasks, dict) else tasks
+    path.write_text(listed if isinstance(listed, str) else json.dumps(listed), encoding="utf-8")
+    return path
+
+
+def with_tasks(study: Path, file: Path, out: Path, *more: str) -> list[str]:
+    fixed = ["--device", "cpu", "--out", str(out), "--epochs", "1", "--tasks", str(file)]
+    return ["compare", "--model", str(study / "model"), *fixed, *more]
+
+
+@pytest.fixture(scope="module")
+def two_tasks(study, tmp_path_factory) -> Path:
+    """A folder as `study`, with the scans of a second task; not to be changed."""
+    root = tmp_path_factory.mktemp("two") / "study"
+    shutil.copytree(study, root)
+    write_folder(root / "more/support", range(20, 23))
+    write_folder(root / "more/test", range(30, 33))
+    return root
+
+
+@pytest.fixture(scope="module")
+def compared_tasks(two_tasks, tmp_path_factory) -> Path:
+    """The folder of a finished comparison on two tasks."""
+    out = tmp_path_factory.mktemp("compared_tasks") / "out"
+    what = ["--methods", "linear_probe,lora", "--shots", "2", "--seeds", "2", "--ranks", "2"]
+    assert cli.main(with_tasks(two_tasks, write_tasks(two_tasks, TASKS), out, *what)) == 0
+    return out
+
+
+def test_several_tasks_are_run_in_one_call_and_folder(compared_tasks):
+    rows = rows_in(compared_tasks)
+    found = {(r["task"], r["candidate"], r["draw"]) for r in rows}
+    assert found == {(t, c, d) for t in TASKS for c in ("linear_probe", "lora", "lora rank=2") for d in "01"}
+    assert {r["structure"] for r in rows if r["task"] == "dark"} == {"dark ball"}
+    assert {r["scan"] for r in rows if r["task"] == "dark"} == {"p30", "p31", "p32"}
+    assert [r["draw"] for r in rows] == sorted(r["draw"] for r in rows), "an early end is a fair comparison"
+    settings = json.loads((compared_tasks / "compare.json").read_text())
+    assert list(settings["tasks"]) == list(TASKS)
+    assert settings["tasks"]["dark"]["structures"] == {"dark ball": 2}
+
+
+def test_the_report_of_several_tasks_has_a_section_over_all_and_one_for_each(compared_tasks):
+    text = (compared_tasks / "report.md").read_text(encoding="utf-8")
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings == ["## All tasks", "## Task: both balls", "## Task: dark"]
+    assert "- Task dark: dark ball; scans: 3 to draw support sets from, 3 to test on" in text
+    over_all, both, dark = text.split("\n## ")[1:]
+    assert "#### By task" in over_all
+    assert "#### By structure" not in over_all
+    assert "#### By structure" in both
+    assert all("### Robustness to the initial rank" in section for section in (over_all, both, dark))
+    names = [*(f"{mark}{kind}" for mark in ("", "task1_", "task2_") for kind in ("dice", "pareto", "ranks"))]
+    for name in names:
+        assert f"]({name}.png)" in text
+        assert (compared_tasks / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    rows = [r for r in rows_in(compared_tasks) if r["candidate"] == "lora"]
+    # By hand: structures within a scan, scans and draws within a task, tasks.
+    means = {t: [float(r["dice"]) for r in rows if r["task"] == t] for t in TASKS}
+    mean = sum(sum(values) / len(values) for values in means.values()) / 2
+    line = next(line for line in over_all.splitlines() if line.startswith("| lora | 2 | "))
+    assert line.split(" | ")[2] == f"{mean:.3f}"
+
+
+def test_tasks_go_on_where_they_were_and_can_be_added(two_tasks, compared_tasks, tmp_path, capsys):
+    first = {"both balls": TASKS["both balls"]}
+    file = write_tasks(two_tasks, first)
+    out, what = tmp_path / "out", ("--methods", "linear_probe", "--shots", "2", "--seeds", "1")
+    assert cli.main(with_tasks(two_tasks, file, out, *what)) == 0
+    before = (out / "runs.csv").read_bytes()
+    assert "## All tasks" not in (out / "report.md").read_text()
+    assert cli.main(with_tasks(two_tasks, write_tasks(two_tasks, TASKS), out, *what)) == 0
+    assert (out / "runs.csv").read_bytes().startswith(before)
+    assert {r["task"] for r in rows_in(out)} == set(TASKS)
+    # One method more, in one task only: it is in that task's tables, and said to be missing in the others.
+    write_tasks(two_tasks, first)
+    assert cli.main(with_tasks(two_tasks, file, out, "--methods", "bitfit", *what[2:])) == 0
+    over_all, both, dark = (out / "report.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    assert "no run in some of the tasks: bitfit" in over_all
+    assert ("| bitfit" in over_all, "| bitfit" in both, "| bitfit" in dark) == (False, True, False)
+    capsys.readouterr()
+    write_tasks(two_tasks, TASKS)
+    before = {p.name: p.read_bytes() for p in compared_tasks.iterdir()}
+    assert cli.main(with_tasks(two_tasks, file, compared_tasks, "--methods", "lora", *what[2:])) == 0
+    assert "No run is missing" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in compared_tasks.iterdir()} == before
+
+
+def test_a_changed_setting_of_one_task_is_refused_and_named(two_tasks, compared_tasks, capsys):
+    other = TASKS | {"dark": TASKS["dark"] | {"structures": {"dark ball": 1}}}
+    file = write_tasks(two_tasks, other)
+    assert cli.main(with_tasks(two_tasks, file, compared_tasks, "--methods", "lora", "--shots", "2")) == 2
+    assert "dark.structures.dark ball was 2, is 1" in capsys.readouterr().err
+
+
+def changed(**fields: object) -> dict:
+    return TASKS | {"dark": {**TASKS["dark"], **fields}}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "named"),
+    [
+        ("[{", ["tasks.json", "JSON"]),
+        ('[{"name": "a", "name": "b"}]', ["'name'", "twice"]),
+        ({}, ["a list of tasks"]),
+        ({"dark": 3}, ["a list of tasks"]),
+        ([3], ["task 1 of tasks.json", "3 (int)"]),
+        ([{"name": "a", **TASKS["dark"]}] * 2, ["'a'", "two tasks"]),
+        ([TASKS["dark"]], ["task 1 of tasks.json", "lacks name"]),
+        ([{"name": "a", "structures": {}}], ["lacks support, test"]),
+        (changed(shots=3), ["'shots'", "structures"]),
+        (changed(support=["a"]), ["support of task 2", "expected a text"]),
+        (changed(name=" "), ["name of task 2"]),
+        (changed(name="a\nb"), ["name of task 2"]),
+        (changed(structures={}), ["structures of task 2", "empty"]),
+        (changed(structures=["dark ball"]), ["structures of task 2"]),
+        (changed(structures={"dark ball": "2"}), ["'dark ball'", '"2" (str)']),
+        (changed(structures={"dark ball": True}), ["'dark ball'", "true (bool)"]),
+        (changed(structures={"dark ball": 0}), ["task 2", "1 to 65535"]),
+        (changed(structures={"a": 2, "b": 2}), ["task 2", "value 2 twice"]),
+        (changed(support="nowhere"), ["support folder", "nowhere"]),
+        (changed(test="support"), ["scan p0 of task 'dark'", "support scan p0 of task 'both balls'"]),
+        (changed(support="test"), ["scan p10 of task 'both balls'", "support scan p10 of task 'dark'"]),
+    ],
+)
+def test_tasks_that_are_wrong_are_told_before_anything_runs(two_tasks, tmp_path, capsys, tasks, named):
+    listed = [] if tasks == {} else tasks
+    listed = json.dumps(tasks) if tasks == {"dark": 3} else listed
+    file = write_tasks(two_tasks, listed)
+    assert cli.main(with_tasks(two_tasks, file, tmp_path / "out", "--methods", "lora", "--shots", "2")) == 2
+    told = capsys.readouterr().err
+    assert not [text for text in named if text not in told], told
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_file_of_tasks_stands_in_place_of_the_flags_of_one(study, two_tasks, tmp_path, capsys):
+    file = write_tasks(two_tasks, TASKS)
+    assert cli.main([*command(study, tmp_path / "out"), "--tasks", str(file)]) == 2
+    assert "--tasks does not go with --support, --test, --structures" in capsys.readouterr().err
+    assert cli.main(["compare", "--model", str(study / "model"), "--test", "x", "--out", str(tmp_path / "out")]) == 2
+    assert "--support, --structures is missing" in capsys.readouterr().err
+
+
+def test_shots_must_suffice_in_every_task(two_tasks, tmp_path, capsys):
+    file = write_tasks(two_tasks, TASKS)
+    assert cli.main(with_tasks(two_tasks, file, tmp_path / "out", "--methods", "lora", "--shots", "4")) == 2
+    told = capsys.readouterr().err
+    assert "4 shots cannot be drawn from 3 support scans of task 'dark'" in told
+    assert "1 to 3" in told
+
+
+def test_a_folder_of_format_1_goes_on(study, compared, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    settings = json.loads((out / "compare.json").read_text())
+    old = {k: v for k, v in copy.deepcopy(settings).items() if k != "tasks"}
+    old |= settings["tasks"]["tiny"] | {"format": 1}
+    del old["candidates"]["lora"]["options"]["form"]  # an option that the method got since
+    (out / "compare.json").write_text(json.dumps(old))
+    rows = (out / "runs.csv").read_bytes()
+    what = ("--methods", "lora", "--shots", "2", "--seeds", "2")
+    assert cli.main(command(study, out, *what)) == 0
+    assert "No run is missing" in capsys.readouterr().err
+    assert (out / "runs.csv").read_bytes() == rows
+    assert json.loads((out / "compare.json").read_text()) == settings
+    (out / "compare.json").write_text(json.dumps(old))
+    assert cli.main(command(study, out, *what, "--structures", "bright ball=1")) == 2
+    assert "structures.dark ball was 2, is not given" in capsys.readouterr().err
+    for damaged, words in (
+        ("[]", "damaged"),
+        (json.dumps(old | {"structures": None, "format": 0}), "damaged"),
+        (json.dumps(settings | {"format": 3}), "format 3"),
+    ):
+        (out / "compare.json").write_text(damaged)
+        assert cli.main(command(study, out, *what)) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_auto_is_a_method_like_others_and_its_rows_say_what_it_chose(study, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    what = ("--methods", "auto,lora,linear_probe", "--option", "auto.methods=lora,linear_probe", "--ranks", "2")
+    assert cli.main(command(study, out, *what, "--shots", "2", "--seeds", "1")) == 0
+    rows = {row["candidate"]: row for row in rows_in(out)}
+    chosen = rows["auto"]["chosen"]
+    assert chosen.startswith(("LoRA", "Linear probe"))
+    assert {rows[label]["chosen"] for label in rows if label != "auto"} == {""}
+    assert (rows["auto"]["method"], rows["auto"]["initial_rank"]) == ("auto", "")
+    twin = rows["lora" if chosen.startswith("LoRA") else "linear_probe"]
+    same = ("trained", "trained_adapter", "trained_head", "base_total", "epochs", "rank")
+    if "," not in chosen:  # its usual options
+        assert [rows["auto"][key] for key in same] == [twin[key] for key in same]
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert f"| auto | {chosen} | 1 |" in text
+    assert "| auto |" not in text.partition("## Robustness")[2].partition("## Plots")[0]
+
+
+def test_auto_that_can_try_nothing_is_refused_before_anything_runs_or_left_out(study, tmp_path, capsys):
+    def start(*methods: str) -> int:
+        wanted = ("--methods", ",".join(methods), "--option", "auto.methods=adaptformer")
+        return cli.main(command(study, tmp_path / "out", *wanted, "--shots", "2", "--seeds", "1"))
+
+    assert start("auto") == 2
+    assert "Nothing that 'auto' may try fits" in capsys.readouterr().err
+    for option, words in (("auto.methods=magic", "'magic'"), ("auto.search_share=1.0", "search_share is 1.0")):
+        what = ("--methods", "auto", "--option", option, "--shots", "2")
+        assert cli.main(command(study, tmp_path / "out", *what)) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    wanted = replace(make_comparison(study, "linear_probe"), skipping=True, draws=(0,))
+    auto = make_candidates(("auto",), {"auto.methods": "adaptformer"})
+    result = run_comparison(replace(wanted, candidates=(*wanted.candidates, *auto)), tmp_path / "o", Reporter.silent())
+    assert "auto does not fit tiny" in result["skipped"][0]
 
 
 def test_without_matplotlib_there_is_a_report_without_plots(study, tmp_path, monkeypatch):
@@ -352,5 +576,7 @@ def test_help_says_what_is_written_and_how_to_go_on(capsys):
         "--ranks",
         "scratch",
         "METHOD.KEY",
+        "--tasks FILE.json",
+        '"support":',
     ):
         assert words in text

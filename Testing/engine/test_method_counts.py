@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,6 +91,13 @@ def test_spatial_adapters(kernel, count):
     assert adapter("swinunetr", "spatial_adapter", {"kernel": kernel}) == count
 
 
+def test_the_convolutional_adapter_of_fseft_has_one_value_a_pair_of_channels_on_the_way_down():
+    # Convolutions over one voxel without bias beside the two of each level: 1 -> 32 -> 64 -> 64 -> 128 ... -> 512.
+    channels = [1, 32, 64, 64, 128, 128, 256, 256, 512]
+    pairs = sum(a * b for a, b in pairwise(channels))
+    assert adapter("unet3d", "residual_adapter", {"preset": "fseft"}) == pairs == 260_128
+
+
 def test_the_linear_probe_of_one_class_has_49_values():
     assert share("swinunetr", "linear_probe", {}, rows=1)["head"] == 49
 
@@ -147,6 +155,12 @@ def test_thesis_conv_adapter(network, options, train_decoder, millions):
 def test_official_conv_adapters_stay_below_the_thesis_counts(network, scheme, millions):
     options = {"preset": "official", "gamma": 1, "layers": "all", "scheme": scheme}
     assert round(adapter(network, "conv_adapter", options) / 1e6, 3) == millions
+
+
+@pytest.mark.parametrize("network", ["segresnet", "unet3d", "unet2d", "swinunetr"])
+def test_where_a_conv_adapter_is_added_does_not_change_its_size(network):
+    plain, after = (adapter(network, "conv_adapter", {"sum": where}) for where in ("before_norm", "after_norm"))
+    assert plain == after > 0
 
 
 def test_one_official_conv_adapter_has_the_published_formula():

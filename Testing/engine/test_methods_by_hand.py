@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from peftseg.adapters import attach, attach_saved, check_options, learning_rates
 from peftseg.adapters.features import POOL
+from peftseg.adapters.following import norms_after
+from peftseg.adapters.layers import CONVOLUTIONS as KINDS
 from peftseg.adapters.layers import conv_blocks
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import Reporter
@@ -19,7 +21,7 @@ from peftseg.networks import Anatomy, build
 from peftseg.optimise import fit
 from test_methods_features import SCHEDULE, scans
 from test_optimise import StopAfter, reporter_with
-from tiny_networks import an_input, make, train
+from tiny_networks import an_input, make, swin_unetr, train
 
 
 def alone(layer: nn.Module) -> tuple[nn.Sequential, Anatomy]:
@@ -110,6 +112,63 @@ class TestConvAdapter:
         by_hand = plain + alpha * functional.conv2d(hidden.relu(), w2, b2)
         assert torch.allclose(network(x), by_hand, atol=1e-4)
 
+    @pytest.mark.parametrize("scheme", ["conv_parallel", "conv_sequential"])
+    @pytest.mark.parametrize("where", ["before_norm", "after_norm"])
+    def test_the_sum_is_before_or_after_the_normalisation(self, scheme, where):
+        torch.manual_seed(0)
+        host, norm = nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.GroupNorm(2, 6)
+        network = nn.Sequential(host, norm, nn.ReLU(inplace=True), nn.Conv2d(6, 4, 1), nn.Identity()).eval()
+        anatomy = Anatomy("4", ("0", "1", "3"), (), 4)
+        nn.init.normal_(norm.weight)
+        x = torch.randn(2, 4, 8, 8)
+        plain = network(x).detach()
+        raw, tail = copy.deepcopy(host)(x).detach(), copy.deepcopy(network[3])
+        normalise = copy.deepcopy(norm)
+        options = {"scheme": scheme, "sum": where, "depthwise": False, "gamma": 2, "layers": "0"}
+        attached = attach(network, anatomy, "conv_adapter", options)
+        assert torch.equal(network(x), plain)
+        state = randomise(attached)
+        w1, b1, w2, b2, alpha = (
+            state[f"0::{k}"] for k in ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "alpha")
+        )
+
+        def delta(of: torch.Tensor) -> torch.Tensor:
+            stride = 2 if scheme == "conv_parallel" else 1
+            return alpha * functional.conv2d(functional.conv2d(of, w1, b1, stride, 1).relu(), w2, b2)
+
+        if where == "before_norm":
+            summed = normalise(raw + delta(x if scheme == "conv_parallel" else raw))
+        else:
+            summed = normalise(raw) + delta(x if scheme == "conv_parallel" else normalise(raw))
+        assert torch.allclose(network(x), tail(summed.relu()), atol=1e-4)
+        network(x).square().mean().backward()
+        assert all(t.grad is not None and t.grad.abs().max() > 0 for t in attached.trainable().values())
+        assert torch.allclose(attached.merge()(x), network(x), atol=1e-6)
+
+    def test_where_no_normalisation_follows_the_sum_stays_behind_the_convolution(self):
+        outputs = []
+        for where in ("before_norm", "after_norm"):
+            case = make("unet-2d-batch")
+            attached = attach(case.network, case.anatomy, "conv_adapter", {"sum": where, "layers": "stem|mix"})
+            generator = torch.Generator().manual_seed(0)
+            attached.load_state(
+                {
+                    k: torch.zeros_like(t) if k.startswith("stem") else torch.randn(t.shape, generator=generator)
+                    for k, t in attached.state().items()
+                }
+            )
+            outputs.append(case.network(an_input(case)))
+        assert torch.equal(*outputs)
+
+    def test_a_sum_after_the_normalisation_needs_one(self):
+        case = make("unet-2d-batch")
+        with pytest.raises(BadInput, match="no normalisation follows any"):
+            attach(case.network, case.anatomy, "conv_adapter", {"sum": "after_norm", "layers": "mix|dilated"})
+        segresnet = make("segresnet-2d")
+        options = {"sum": "after_norm", "scheme": "block_parallel"}
+        with pytest.raises(BadInput, match="a block has no normalisation"):
+            attach(segresnet.network, segresnet.anatomy, "conv_adapter", options)
+
     @pytest.mark.parametrize("scheme", ["block_parallel", "block_sequential"])
     def test_beside_a_residual_block_and_behind_it(self, scheme):
         case = make("segresnet-2d")
@@ -160,6 +219,69 @@ class TestConvAdapter:
             for parameter in case.network.parameters():
                 parameter.zero_()
             assert torch.equal(twin(x), expected)
+
+
+class TestNormsAfter:
+    def test_it_is_that_of_the_data_not_of_the_names(self):
+        case = make("segresnet-3d")
+        before = {k: t.clone() for k, t in case.network.state_dict().items()}
+        convolutions = [n for n, m in case.network.named_modules() if isinstance(m, nn.Conv3d)]
+        found = norms_after(case.network, case.anatomy, convolutions)
+        # Blocks normalise first: only the first of their two convolutions has a normalisation right after it.
+        block = "down_layers.0.1"
+        assert found[f"{block}.conv1.conv"] == f"{block}.norm2"
+        assert f"{block}.conv2.conv" not in found
+        # The others' outputs are summed with something, too, also in place.
+        assert set(found) == {n for n in convolutions if n.endswith("conv1.conv")}
+        assert all(torch.equal(t, before[k]) for k, t in case.network.state_dict().items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in case.network.modules())
+
+    def test_it_is_found_in_the_networks_of_the_models(self):
+        for name, arguments, some in (
+            ("unet3d", {}, {"down_tr64.ops.0.conv1": "down_tr64.ops.0.bn1"}),
+            ("unet2d", {"filters": 4}, {"init_path.2.conv_path.0.layer": "init_path.2.conv_path.1.bn"}),
+        ):
+            network, anatomy = build(NetworkSpec(name, arguments), 2)
+            found = norms_after(network, anatomy, [n for n, m in network.named_modules() if isinstance(m, KINDS)])
+            assert some.items() <= found.items(), found
+        network, anatomy = swin_unetr()
+        found = norms_after(network, anatomy, [n for n, m in network.named_modules() if isinstance(m, KINDS)])
+        assert found["encoder1.layer.conv1.conv"] == "encoder1.layer.norm1"
+        assert "swinViT.patch_embed.proj" not in found
+
+    def test_a_normalisation_that_runs_twice_is_left_out(self):
+        norm = nn.BatchNorm2d(3)
+        network = nn.Sequential(
+            nn.Conv2d(1, 3, 1), norm, nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        )
+        assert norms_after(network, Anatomy("4", ("0",), (), 1), ["0", "2", "4"]) == {"4": "5"}
+
+    def test_a_network_that_cannot_be_run_is_refused(self):
+        network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1))
+        with pytest.raises(BadInput, match="cannot be told"):
+            norms_after(network, Anatomy("1", ("0",), (), 1), ["0"])
+
+
+class TestResidualAdapter:
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_it_is_a_convolution_over_one_voxel_beside_the_host(self, groups):
+        host = nn.Conv3d(4, 6, (3, 1, 5), stride=2, padding=(1, 0, 2), groups=groups, bias=False)
+        network, anatomy = alone(host)
+        x = torch.randn(2, 4, 7, 7, 7)
+        plain = network(x).detach()
+        attached = attach(network, anatomy, "residual_adapter", {"layers": "0"})
+        assert torch.equal(network(x), plain)
+        state = randomise(attached)
+        beside = functional.conv3d(x, state["0.weight::middle"], stride=2, groups=groups)
+        assert torch.allclose(network(x), plain + beside, atol=1e-5)
+        merged = attached.merge()
+        assert torch.equal(merged(x), network(x))
+        assert type(merged[0]) is nn.Conv3d
+
+    def test_even_kernels_have_no_middle(self):
+        case = make("unet-2d-batch")
+        with pytest.raises(BadInput, match="layers that can be adapted: stem, dilated, mix"):
+            attach(case.network, case.anatomy, "residual_adapter", {"layers": "down"})
 
 
 class TestConvBlocks:

@@ -35,6 +35,8 @@ VARIANTS = {
     "conv_adapter": ("conv_adapter", {"scheme": "block_parallel"}, False),
     "conv_adapter-thesis": ("conv_adapter", {"preset": "thesis", "width": 4}, False),
     "conv_adapter-conv": ("conv_adapter", {"scheme": "conv_sequential"}, True),
+    "conv_adapter-after-norm": ("conv_adapter", {"sum": "after_norm"}, False),
+    "residual_adapter": ("residual_adapter", {}, True),
     "adaptformer": ("adaptformer", {"bottleneck": 4}, False),
     "spatial_adapter": ("spatial_adapter", {}, True),
     "linear_probe": ("linear_probe", {}, False),

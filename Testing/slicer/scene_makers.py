@@ -86,3 +86,33 @@ def write_tiny_model(folder: Path, identity: str) -> None:
     )
     torch.manual_seed(0)
     save_model(folder, entry, build(entry.network, 2)[0])
+
+
+def install_site_model(home: Path) -> str:
+    """Put a tiny 2D model with random weights, batch normalisation and an early head into the catalogue; its id."""
+    import torch
+
+    from peftseg.early_head import EarlyBranch, save_early_head
+    from peftseg.models import Intensity, ModelEntry, NetworkSpec, Preprocessing, Structure
+    from peftseg.networks import build
+    from peftseg.weights import save_model
+
+    entry = ModelEntry(
+        id="tiny-bn",
+        title="Tiny model with batch normalisation",
+        modality="MR",
+        structures=(Structure(BRIGHT, 1),),
+        network=NetworkSpec("unet2d", {"filters": 4}),
+        activation="softmax",
+        preprocessing=Preprocessing("RAS", (1.0, 1.0, 1.0), Intensity("zscore")),
+        window=(16, 16, 16),
+        overlap=0.75,  # many windows: the check takes long enough to be seen
+        licence="Apache-2.0",
+    )
+    torch.manual_seed(0)
+    network, anatomy = build(entry.network, 2)
+    network.eval()
+    folder = home / "models" / entry.id
+    save_model(folder, entry, network)
+    save_early_head(folder, EarlyBranch(network, anatomy, 1, 2))
+    return entry.id

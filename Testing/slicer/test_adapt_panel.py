@@ -84,7 +84,7 @@ def test_a_button_that_cannot_work_says_what_is_missing_one_after_the_other(benc
     assert "Choose a model in step 1" in ui.adaptButton.toolTip
     assert bench.section.text == "3 Adapt"
     assert not ui.unlabelledButton.enabled
-    assert "later version" in ui.unlabelledButton.toolTip
+    assert "Choose a model in step 1" in ui.unlabelledButton.toolTip
     bench.picture(pictures, "nothing_yet")
     state.model = "tiny"
     bench.look()
@@ -214,7 +214,7 @@ def test_curves_are_one_set_of_hidden_nodes_that_are_not_saved(bench, pictures, 
     from PEFTSegmentLib import plots
 
     curves = [plots.Curves(((BRIGHT, (200, 0, 0)), (DARK, (0, 0, 200)))) for _ in range(2)]
-    plot = bench.panel.plot
+    plot = bench.panel.curves.plot
     for one in curves:
         for number in range(1, 101):
             one.add(passes(number))
@@ -477,7 +477,7 @@ def test_cancelled_in_the_estimate_gone_on_with_saved_looked_at_and_applied(benc
     assert ui.resumeLabel.text == "The adaptation 'Größe, site A' was cancelled. What it had learnt is kept."
     assert bench.section.text == "3 Adapt - 'Größe, site A' did not finish"
     bench.picture(pictures, "cancelled")
-    folder = panel.jobs.unfinished().folder
+    folder = panel.running.unfinished().folder
     bench.context.support.remove(bench.context.support.rows()[0].key)
     bench.look()
     assert not ui.goOnButton.enabled

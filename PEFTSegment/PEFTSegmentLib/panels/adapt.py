@@ -1,4 +1,4 @@
-"""Step 3: adapt the model to the labelled scans; watch, stop, take the result."""
+"""Step 3: adapt the model to labelled scans, or to unlabelled ones of a new scanner; watch, stop, take the result."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import datetime
 import qt
 from slicer.i18n import tr as _
 
-from .. import dialogs
 from ..panel import Panel, enable
-from ..plots import LOSS, MATCH, RANK, CurvePlot, Curves
-from ..runner import Task
 from . import adapt_choices as choices
 from . import adapt_progress as progress
-from . import adapt_resume
+from .adapt_curves import CurvesView
 from .adapt_jobs import AdaptJobs
 from .adapt_options import AdvancedOptions
 from .adapt_result import ResultView, say
+from .adapt_running import RunningView
+from .site import SiteChoice, VerdictView
+from .site_jobs import SiteJobs
+from .site_words import kind_reason, title_state
 
 
 class AdaptPanel(Panel):
@@ -29,13 +30,15 @@ class AdaptPanel(Panel):
         super().__init__(context, section)
         self._support, self._library = choices.SupportCache(), choices.LibraryCache()
         self.jobs = AdaptJobs(context, self._support_now, self._go_on_later)
-        self.resuming = adapt_resume.Resuming(context, self._not_resumed)
+        self.site_jobs = SiteJobs(context)
+        self.site = SiteChoice(context, self, self._library, self.site_jobs)
+        self.running = RunningView(context, self, self.jobs, self._support_now)
         self.result = ResultView(context, self, self.jobs)
-        self.plot = CurvePlot(self.ui.plotLayout, lambda: self.state.parameterNode)
+        self.verdict = VerdictView(context, self, self.site_jobs)
+        self.curves = CurvesView(self, self.jobs)
         self.options = AdvancedOptions(context, self)
         self._closed = False
         self._ready = ""
-        self._kinds: tuple[str, ...] = ()
         self._connect()
 
     def _connect(self) -> None:
@@ -43,16 +46,12 @@ class AdaptPanel(Panel):
         ui.nameEdit.textChanged.connect(self._rename)
         ui.nameEdit.editingFinished.connect(self.context.refresh)
         ui.estimateBox.toggled.connect(self._set_estimate)
-        ui.curveBox.connect("currentIndexChanged(int)", self._choose_curve)
+        ui.unlabelledButton.toggled.connect(self._choose_kind)
         for button, function in (
             (ui.checkButton, self.check),
             (ui.adaptButton, self.adapt),
             (ui.anywayButton, self.adapt_anyway),
             (ui.asItIsButton, self.use_as_it_is),
-            (ui.stopButton, self.stop_and_keep),
-            (ui.cancelButton, self.cancel),
-            (ui.goOnButton, self.go_on),
-            (ui.discardButton, self.discard),
         ):
             button.clicked.connect(function)
 
@@ -61,7 +60,7 @@ class AdaptPanel(Panel):
 
     @property
     def name(self) -> str:
-        """Name of the adapter to make: the user's, or one of structures and date."""
+        """Name of the adapter to make from labelled scans: the user's, or one of structures and date."""
         return self.state.adapterName.strip() or self._proposed()
 
     def _proposed(self) -> str:
@@ -72,11 +71,15 @@ class AdaptPanel(Panel):
 
     def title(self) -> str:
         """The section's header."""
-        running, done, unfinished = self.jobs.running(), self.jobs.finished(), self.jobs.unfinished()
+        running, unfinished = self.running.running(), self.running.unfinished()
+        done, judged = self.jobs.finished(), self.site_jobs.finished()
         if running:
             return _("3 Adapt - {state}").format(state=progress.title_state(running[0]))
         if self.jobs.check_now() is not None:
             return _("3 Adapt - checking")
+        if judged is not None:
+            state = title_state(judged.ending, progress.on_header(judged.note["adapter"]))
+            return _("3 Adapt - {state}").format(state=state)
         if done is not None:
             return _("3 Adapt - '{name}' saved").format(name=progress.on_header(done.note["adapter"]))
         if unfinished is not None:
@@ -86,19 +89,48 @@ class AdaptPanel(Panel):
     def look(self) -> None:
         """Show choices, cost, the running job and what ended."""
         found = self._support_now()
-        self._look_at_choices(found)
-        self._look_at_check(found)
-        self._look_at_running()
-        self._look_at_ended(found)
+        self._look_at_kind()
+        self._look_at_name()
+        self.options.look()
+        if self.state.labelled:
+            self._look_at_choices(found)
+            self._look_at_check(found)
+        else:
+            self._ready = self.site.look()
+            enable(
+                self.ui.adaptButton, self._ready, _("Get used to these scans; nothing is saved before you have decided")
+            )
+        self.running.look(found)
+        done, running = self.jobs.finished(), self.running.running()
+        self.result.look(done)
+        self.verdict.look(self.site_jobs.finished())
+        self.curves.look(running[0] if running else done)
 
-    def _look_at_choices(self, found: choices.Support) -> None:
-        ui = self.ui
-        enable(ui.unlabelledButton, _("Comes with a later version: adapting to a new scanner without labels"))
-        text = self.state.adapterName or self._proposed()
+    def _look_at_kind(self) -> None:
+        """Labelled or unlabelled scans: each has its own part of the form."""
+        ui, labelled = self.ui, self.state.labelled
+        ui.labelledButton.checked, ui.unlabelledButton.checked = labelled, not labelled
+        tip = _("Gets the model used to scans that look different from those that it was made with; needs no labels")
+        enable(ui.unlabelledButton, kind_reason(self.context.model()), tip)
+        ui.siteFrame.visible = not labelled
+        for widget in (ui.estimateBox, ui.checkButton):
+            widget.visible = labelled
+        if not labelled:
+            ui.asItIsFrame.visible = False
+            for label in (ui.summaryLabel, ui.costLabel, ui.estimateHint, ui.warningsLabel):
+                say(label, "")
+
+    def _look_at_name(self) -> None:
+        ui, state = self.ui, self.state
+        own, proposed = (state.adapterName, self._proposed) if state.labelled else (state.siteName, self.site.proposed)
+        text = own or proposed()
         emptied = ui.nameEdit.hasFocus() and not ui.nameEdit.text  # the user is about to type another one
         if ui.nameEdit.text != text and not emptied:
             ui.nameEdit.text = text
             ui.nameEdit.setCursorPosition(0)  # the beginning of a long one is seen
+
+    def _look_at_choices(self, found: choices.Support) -> None:
+        ui = self.ui
         no_name, hint = "", ""
         if found.wanted:
             no_name, hint = choices.name_state(self.name, self._library.rows(), self.state.model, found.wanted)
@@ -108,7 +140,6 @@ class AdaptPanel(Panel):
         ui.estimateBox.checked = self.state.estimate
         enable(ui.estimateBox, choices.estimate_hint(found) if few else "", choices.estimate_hint(found))
         say(ui.estimateHint, choices.estimate_hint(found))
-        self.options.look()
         self._ready = choices.reason_against(self.context, found, no_name)
         busy = _("The check is running") if self.jobs.check_now() is not None else ""
         enable(ui.adaptButton, self._ready or busy, _("Learn from the labelled scans"))
@@ -134,79 +165,24 @@ class AdaptPanel(Panel):
             say(ui.asItIsLabel, lines.pop(1))
         say(ui.warningsLabel, "\n".join(line for line in lines if line))
 
-    def _look_at_running(self) -> None:
-        ui, running, check = self.ui, self.jobs.running(), self.jobs.check_now()
-        task = running[0] if running else check
-        ui.runFrame.visible = task is not None
-        if task is None:
-            return
-        say(ui.runTitle, task.note["title"])
-        text, value, maximum = progress.stage(task)
-        say(ui.progressLabel, text)
-        ui.progressBar.maximum = maximum
-        ui.progressBar.value = value
-        waiting = len(running) - 1 + (1 if running and check is not None else 0)
-        say(ui.waitingLabel, _("{n} more waiting.").format(n=waiting) if waiting > 0 else "")
-        curves = self.jobs.curves.get(task.folder.name)
-        learning = task.state == "running" and curves is not None and bool(curves.rows)
-        ui.stopButton.visible = bool(running)
-        stopping = _("It is stopping") if task.stopping else ""
-        too_early = "" if learning else _("Nothing has been learnt yet")
-        enable(ui.stopButton, stopping or too_early, _("Saves what it has learnt up to now as the adapter"))
-        enable(ui.cancelButton, "", _("Stops it; nothing is saved in the library"))
-        say(ui.runWarnings, progress.listed(task.warnings, task.note["scans"]))
-
-    def _look_at_ended(self, found: choices.Support) -> None:
-        ui, done, left = self.ui, self.jobs.finished(), self.jobs.unfinished()
-        self.result.look(done)
-        ui.resumeFrame.visible = left is not None
-        if left is not None:
-            say(ui.resumeLabel, progress.unfinished(left))
-            ui.goOnButton.visible = adapt_resume.can_go_on(left)
-            writing = _("Its scans are being written") if self.resuming.task is not None else ""
-            reason = writing or adapt_resume.reason_against(self.context, left, found)
-            enable(ui.goOnButton, reason, _("Learns on from where it was"))
-            enable(ui.discardButton, writing, _("Deletes what it has learnt so far"))
-        running = self.jobs.running()
-        self._look_at_curves(running[0] if running else done)
-
-    def _look_at_curves(self, task: Task | None) -> None:
-        curves = self.jobs.curves.get(task.folder.name) if task is not None else None
-        shown = curves is not None and bool(curves.rows)
-        self.ui.curvesBox.visible = shown
-        if not shown:
-            return
-        say(self.ui.matchNow, progress.match_now(curves.match))
-        self._offer_curves(curves)
-        if not self.ui.curvesBox.collapsed and not self.section.collapsed:
-            self.plot.show(curves, self.ui.curveBox.currentData or MATCH)
-
-    def _offer_curves(self, curves: Curves) -> None:
-        titles = {
-            MATCH: _("Match to your own labels"),
-            LOSS: _("Details: loss"),
-            RANK: _("Details: directions still in use (mean rank)"),
-        }
-        kinds = (MATCH, LOSS, RANK) if curves.has_ranks else (MATCH, LOSS)
-        if kinds != self._kinds:
-            self._kinds = kinds
-            self.ui.curveBox.clear()
-            for kind in kinds:
-                self.ui.curveBox.addItem(titles[kind], kind)
-
     # what the user does
 
-    def _rename(self, text: str) -> None:
+    def _choose_kind(self, unlabelled: bool) -> None:
         if not self.showing:
-            self.state.adapterName = text if text.strip() else ""
+            self.state.labelled = not unlabelled
+
+    def _rename(self, text: str) -> None:
+        if self.showing:
+            return
+        name = text if text.strip() else ""
+        if self.state.labelled:
+            self.state.adapterName = name
+        else:
+            self.state.siteName = name
 
     def _set_estimate(self, on: bool) -> None:
         if not self.showing:
             self.state.estimate = on
-
-    def _choose_curve(self, index: int) -> None:
-        if not self.showing:
-            self.context.refresh()
 
     def check(self) -> None:
         """Say what an adaptation would cost, and what is wrong."""
@@ -215,8 +191,12 @@ class AdaptPanel(Panel):
             self.context.work_changed()
 
     def adapt(self) -> None:
-        """Check first where nothing valid is known, then adapt."""
+        """Check first where nothing valid is known, then adapt; without labels there is nothing to check before."""
         with self.telling(_("The adaptation could not be started.")):
+            if not self.state.labelled:
+                self.site.adapt()
+                self.context.work_changed()
+                return
             found = self._support_now()
             checked = self.jobs.checked
             known = self.jobs.is_current(found) and checked.ended and not checked.facts["problems"]
@@ -250,52 +230,16 @@ class AdaptPanel(Panel):
         self.context.unfold(4)
         self.context.refresh()
 
-    def _task_on_show(self) -> Task | None:
-        running = self.jobs.running()
-        return running[0] if running else self.jobs.check_now()
-
-    def stop_and_keep(self) -> None:
-        """Save what it has learnt up to now."""
-        task = self._task_on_show()
-        if task is not None:
-            with self.telling(_("It could not be stopped.")):
-                self.context.runner.stop_and_keep(task)
-
-    def cancel(self) -> None:
-        """Stop the task that is shown."""
-        task = self._task_on_show()
-        if task is not None:
-            with self.telling(_("It could not be cancelled.")):
-                self.context.runner.cancel(task)
-
-    def go_on(self) -> None:
-        """Go on with an adaptation that has not finished."""
-        task = self.jobs.unfinished()
-        if task is not None:
-            with self.telling(_("The adaptation cannot go on.")):
-                self.resuming.start(task, self._support_now())
-                self.context.refresh()
-
-    def _not_resumed(self, error: Exception) -> None:
-        dialogs.show_later(dialogs.problem_of(error, _("The adaptation cannot go on.")))
-
-    def discard(self) -> None:
-        """Delete an adaptation that has not finished."""
-        task = self.jobs.unfinished()
-        if task is not None:
-            with self.telling(_("It could not be deleted.")):
-                self.jobs.dismiss(task)
-
     # the life of a module
 
     def scene_closing(self) -> None:
         """The scene takes the outlines with it; its end empties the plot's nodes."""
         self.result.review.closing()
-        self.plot.forget()
+        self.curves.plot.forget()
 
     def cleanup(self) -> None:
         """The module is unloaded: jobs go on, nothing of the panel stays in the scene."""
         self._closed = True
-        self.resuming.stop()
+        self.running.resuming.stop()
         self.result.review.end()
-        self.plot.remove()
+        self.curves.plot.remove()

@@ -80,18 +80,9 @@ class AdaptJobs:
         """The check that runs."""
         return next((task for task in self._context.runner.of(CHECK) if task.active), None)
 
-    def running(self) -> list[Task]:
-        """Adaptations that have not ended, the oldest first."""
-        return [task for task in self._context.runner.of(ADAPT) if task.active]
-
     def finished(self) -> Task | None:
         """The newest adaptation that nobody has dismissed."""
         return next((t for t in reversed(self._context.runner.of(ADAPT)) if t.state == "finished"), None)
-
-    def unfinished(self) -> Task | None:
-        """The newest adaptation that failed or was cancelled and is kept."""
-        tasks = reversed(self._context.runner.of(ADAPT))
-        return next((task for task in tasks if task.state in ("failed", "cancelled")), None)
 
     def is_current(self, found: Support) -> bool:
         """Whether the last check is valid for the choices as they are now."""
@@ -137,7 +128,7 @@ class AdaptJobs:
     def _hear_check(self, task: Task, events: list[Event]) -> None:
         tokens, mark = tuple(task.note["scans"]), task.note["fingerprint"]
         for event in events:
-            _note(task, event)
+            note_event(task, event)
             if event["event"] == "progress" and event.get("seconds") is not None:
                 facts = {name: event[name] for name in COSTS}
                 self.checked = Checked(mark, tokens, facts, task.note.get("device", ""), False)
@@ -171,7 +162,7 @@ class AdaptJobs:
     def _hear_adaptation(self, task: Task, events: list[Event]) -> None:
         curves = self._curves_of(task)
         for event in events:
-            _note(task, event)
+            note_event(task, event)
             if event["event"] == "progress":
                 curves.add(event)
         if task.active or task.state == "finished":
@@ -192,7 +183,7 @@ class AdaptJobs:
         return self.curves[task.folder.name]
 
 
-def _note(task: Task, event: Event) -> None:
+def note_event(task: Task, event: Event) -> None:
     """Keep what the words about a task need beyond its last event."""
     kind = event["event"]
     if kind == "queued":

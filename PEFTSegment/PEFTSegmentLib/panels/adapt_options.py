@@ -48,8 +48,10 @@ class AdvancedOptions:
         self.ui.defaultsButton.clicked.connect(self.defaults)
 
     def look(self) -> None:
-        """Show the user's choices."""
+        """Show the user's choices; the methods are those for labelled scans."""
         state, ui = self.context.state, self.ui
+        for widget in (ui.methodCaption, ui.methodBox, ui.methodSummary, ui.optionsFrame):
+            widget.visible = state.labelled
         info = method_info(state.method if state.method in METHODS else DEFAULT_METHOD)
         _select(ui.methodBox, info.name)
         _select(ui.deviceBox, state.device)

@@ -13,7 +13,8 @@ from ..runner import Task
 
 SHORT = 24  # characters of a name on a header
 LONG = re.compile(r"(_|[^\s_]{28})")
-SCAN = re.compile(r"\bScan (\d+)\b")
+SCANS = re.compile(r"\bScans? \d+(?:(?:, | and )\d+)*\b")
+NUMBER = re.compile(r"\d+")
 
 
 def short(name: str, length: int = SHORT) -> str:
@@ -131,14 +132,14 @@ def scan_name(token: str) -> str:
 
 
 def with_names(text: str, tokens: Sequence[str]) -> str:
-    """The engine's "Scan 3" with the scan's name in the scene."""
+    """The engine's "Scan 3", or "Scans 3 and 4", with the scans' names in the scene."""
 
     def named(match: re.Match) -> str:
-        number = int(match[1])
+        number = int(match[0])
         name = scan_name(tokens[number - 1]) if 1 <= number <= len(tokens) else ""
-        return _("Scan {number} ({name})").format(number=number, name=name) if name else match[0]
+        return _("{number} ({name})").format(number=number, name=name) if name else match[0]
 
-    return SCAN.sub(named, text)
+    return SCANS.sub(lambda match: NUMBER.sub(named, match[0]), text)
 
 
 def listed(sentences: Sequence[str], tokens: Sequence[str]) -> str:

@@ -29,12 +29,30 @@ def can_go_on(task: Task) -> bool:
 
 def reason_against(context: Context, task: Task, found: Support) -> str:
     """Why a task cannot go on now, in words; "" when it can."""
-    tokens = {row.scan.GetAttribute(scans.TOKEN) for row in found.rows}
-    if any(token not in tokens for token in task.note["scans"]):
+    tokens = task.note["scans"]
+    if not is_labelled(task):
+        lost = any(scans.scan_of(token) is None for token in tokens)
+        return _("Its scans are not all loaded; load their scene first") if lost else context.engine_ready()
+    ready = {row.scan.GetAttribute(scans.TOKEN) for row in found.rows}
+    if any(token not in ready for token in tokens):
         return _("Its labelled scans are not all loaded; load their scene first")
     if [s.name for s in found.wanted] != list(task.note["structures"]):
         return _("The structures in step 2 are not those that it learnt")
     return context.engine_ready()
+
+
+def is_labelled(task: Task) -> bool:
+    """Whether an adaptation learns from labelled scans."""
+    return "structures" in task.note
+
+
+def exports_of(context: Context, task: Task, found: Support) -> list[tuple]:
+    """What has to be written once more; PeftsegError where a scan cannot be."""
+    tokens = task.note["scans"]
+    if not is_labelled(task):
+        return work.scan_exports([scans.require_usable(scans.scan_of(token)) for token in tokens])
+    rows = {row.scan.GetAttribute(scans.TOKEN): row for row in found.rows}
+    return work.support_exports(context, [rows[token] for token in tokens])[0]
 
 
 class Resuming:
@@ -59,8 +77,7 @@ class Resuming:
         """Begin; PeftsegError where a scan cannot be written."""
         if self.task is not None:
             return
-        rows = {row.scan.GetAttribute(scans.TOKEN): row for row in found.rows}
-        exports, _states, _wanted = work.support_exports(self._context, [rows[t] for t in task.note["scans"]])
+        exports = exports_of(self._context, task, found)
         scratch = owner_only(task.folder / "scratch")
         self._writing = Background([(function, scratch, *arguments) for function, *arguments in exports])
         self.task = task
@@ -84,7 +101,7 @@ class Resuming:
             if writing.error is not None:
                 raise writing.error
             _require_same_files(task)
-            for gone in ("earlier", "waits", "part"):
+            for gone in ("earlier", "waits", "part", "keeps"):
                 task.note.pop(gone, None)
             self._context.runner.retry(task)
         except Exception as error:  # told to the user by the panel
@@ -95,6 +112,8 @@ class Resuming:
 def _require_same_files(task: Task) -> None:
     """The job names its files; others are written where structures overlap now that did not before."""
     job = config.from_json((task.folder / "job.json").read_text(encoding="utf-8"))
+    if isinstance(job, config.SiteAdaptJob):
+        return
     files = [Path(path) for item in job.support for path in (item.image, item.labels)]
     if not all(path.is_file() for path in files):
         raise BadInput(

@@ -15,6 +15,7 @@ from .apply_adapters import title as adapter_title
 from .apply_compare import Comparing
 from .apply_jobs import PURPOSE, ResultJobs
 from .apply_results import ResultTable
+from .apply_suggest import Suggesting
 from .apply_watch import EditWatch
 
 
@@ -30,6 +31,7 @@ class ApplyPanel(Panel):
         Running work and results that wait for the user.
     table : ResultTable
     comparing : Comparing
+    suggesting : Suggesting
     """
 
     STEP = 4
@@ -41,6 +43,7 @@ class ApplyPanel(Panel):
         self.library: LibraryDialog | None = None
         self.table = ResultTable(self.ui, self._row_chosen)
         self.comparing = Comparing(self)
+        self.suggesting = Suggesting(self)
         self.jobs = ResultJobs(context, self._loaded, self.comparing.arrived)
         self.watch = EditWatch(context.refresh)
         ui = self.ui
@@ -73,6 +76,7 @@ class ApplyPanel(Panel):
         """Show the library, the scans, the jobs and the results."""
         show_adapters(self.adapters, self.ui, self.state.adapter)
         self._look_at_target()
+        self.suggesting.look()
         self._look_at_jobs()
         nodes = results.all_results()
         self.watch.follow(nodes)

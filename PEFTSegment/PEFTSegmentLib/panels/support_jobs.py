@@ -11,7 +11,6 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from peftseg import jobs
 from peftseg.config import RankJob
 from peftseg.errors import BadInput
 from peftseg.models import Structure
@@ -186,23 +185,15 @@ class SupportJobs:
 
     def rank(self, candidates: Sequence[slicer.vtkMRMLScalarVolumeNode], labelled: Sequence[Row]) -> Task:
         """Rank the scans that are not labelled by the chosen model."""
-        reason = self.context.engine_ready()
-        if reason:
-            raise BadInput(reason, _("Install it with the button at the top of the module."))
         model = self.context.require_model().id
-        nodes = [*candidates, *(row.scan for row in labelled)]
-        images = [exchange.image_of(node) for node in nodes]
-        exchange.require_space(jobs.jobs_dir(), images)
         count = len(candidates)
         note = {"purpose": RANK, "title": _("Ranking {count} scans").format(count=count)}
-        note["scans"] = [scans.token(node) for node in nodes[:count]]
-        exports = [(_write, f"scan_{n}", image) for n, image in enumerate(images, start=1)]
 
-        def build(folder: Path, paths: list) -> RankJob:
-            files = tuple(str(path) for path in paths)
+        def build(folder: Path, files: tuple[str, ...]) -> RankJob:
             return RankJob(None, model, files[:count], files[count:], replace_nonfinite=0.0)
 
-        task = self.context.runner.submit(note, exports, build)
+        nodes = [*candidates, *(row.scan for row in labelled)]
+        task = work.submit_scans(self.context, note, nodes, build)
         self._say(_("The scans without labels are being ranked; you can go on meanwhile."))
         return task
 
@@ -220,10 +211,3 @@ class SupportJobs:
         elif task.state == "failed":
             dialogs.show_later(dialogs.problem_of_event(task.ending, _("The scans were not ranked.")))
         self.context.runner.forget(task)
-
-
-def _write(scratch: Path, name: str, image: exchange.Image) -> Path:
-    """Runs in a thread."""
-    path = scratch / f"{name}.nrrd"
-    exchange.write_image(path, image)
-    return path

@@ -2,7 +2,8 @@
 
 Delta(x) = alpha * Conv1(ReLU(Conv_k(x))), Conv_k in groups (published) or dense (the form that has the thesis's counts),
 Conv1 over one voxel, both with bias. Four schemes: beside a convolution or a block, on its input (parallel) or on its
-output (sequential).
+output (sequential). Beside a convolution with a normalisation N after it, the sum comes before or after N:
+N(h + Delta(x)) or N(h) + Delta(x); sequential: N(h + Delta(h)) or N(h) + Delta(N(h)).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from peftseg.adapters.base import Attached
-from peftseg.adapters.beside import Beside, put_beside
+from peftseg.adapters.beside import Beside, keep_beside
+from peftseg.adapters.following import norms_after
 from peftseg.adapters.freezing import freeze, outright
 from peftseg.adapters.layers import CONVOLUTIONS, choose_layers, conv_blocks, outside
+from peftseg.errors import BadInput
 from peftseg.networks import Anatomy, is_part
 
 
@@ -41,10 +44,20 @@ class ConvAdapter(Beside):
             nn.init.zeros_(convolution.bias)
         if not published:
             nn.init.zeros_(self.conv2.weight)
+        self._taken: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C_in, *S) -> (B, C_out, *S')."""
         return self.alpha * self.conv2(torch.relu(self.conv1(x)))
+
+    def take(self, host: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        """Forward hook of a host whose sum comes later: remember what goes in."""
+        self._taken = inputs[0]
+
+    def add_taken(self, norm: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        """Forward hook of the normalisation after the host."""
+        taken, self._taken = self._taken, None
+        return output + self(taken)
 
 
 def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: bool) -> Attached:
@@ -59,12 +72,19 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
         Train the decoder outright too; its layers then get no adapter.
     """
     level, _, where = options["scheme"].partition("_")
+    after_norm = options["sum"] == "after_norm"
+    if after_norm and level == "block":
+        raise BadInput(
+            f"sum is after_norm with scheme {options['scheme']}: a block has no normalisation of its own after it.",
+            "Choose the scheme conv_parallel or conv_sequential, or sum before_norm.",
+        )
     blocks = conv_blocks(network) if level == "block" else {}
     left_out = anatomy.decoder if train_decoder else ()
     hosts = _hosts(network, anatomy, options["layers"], blocks if level == "block" else None, left_out)
+    norms = _norms_after(network, anatomy, hosts) if after_norm else {}
     trained = freeze(network, anatomy, outright(train_decoder))
     like = next(network.parameters())
-    modules: dict[str, Beside] = {}
+    modules: dict[str, ConvAdapter] = {}
     for name, host in hosts.items():
         sizes = _of_block(*blocks[name]) if name in blocks else _of_convolution(host)
         outputs = sizes.pop("outputs")
@@ -74,9 +94,9 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
         with torch.device(like.device):
             first = _first(sizes, options)
             modules[name] = ConvAdapter(first, outputs, options["init"] == "published").to(like.dtype)
-    put_beside(network, modules, where)
+    _join(network, modules, where, norms)
     changed = ("The published first values change what the model does before it has learnt anything.",)
-    return Attached(network, trained, beside=modules, notes=changed if options["init"] == "published" else ())
+    return Attached(network, trained, beside=dict(modules), notes=changed if options["init"] == "published" else ())
 
 
 def _hosts(
@@ -91,6 +111,31 @@ def _hosts(
     alone = {n for n in convolutions if not is_part(n, tuple(blocks))}
     by_pattern = {n: m for n, m in every.items() if n in adaptable or n in alone}
     return choose_layers(network, anatomy, layers, adaptable, by_pattern=by_pattern)
+
+
+def _norms_after(network: nn.Module, anatomy: Anatomy, hosts: dict[str, nn.Module]) -> dict[str, str]:
+    """Host -> the normalisation after it; BadInput where no host has one."""
+    norms = norms_after(network, anatomy, hosts)
+    if not norms:
+        raise BadInput(
+            "sum is after_norm, but no normalisation follows any of the chosen convolutions.",
+            "Choose other layers, or sum before_norm.",
+        )
+    return norms
+
+
+def _join(network: nn.Module, modules: dict[str, ConvAdapter], where: str, norms: dict[str, str]) -> None:
+    """Join bottlenecks to their hosts, or to the normalisations after these."""
+    keep_beside(network, dict(modules))
+    for name, module in modules.items():
+        host, norm = network.get_submodule(name), norms.get(name)
+        if where == "sequential":
+            network.get_submodule(norm or name).register_forward_hook(module.add_sequential)
+        elif norm is None:
+            host.register_forward_hook(module.add_parallel)
+        else:
+            host.register_forward_hook(module.take)
+            network.get_submodule(norm).register_forward_hook(module.add_taken)
 
 
 def _of_block(inputs: int, outputs: int, stride: tuple[int, ...]) -> dict:

@@ -1,0 +1,60 @@
+"""The curves of an adaptation, under "How it learns"."""
+
+from __future__ import annotations
+
+from slicer.i18n import tr as _
+
+from ..plots import LOSS, MATCH, RANK, CurvePlot, Curves
+from ..runner import Task
+from . import adapt_progress as progress
+from .adapt_jobs import AdaptJobs
+from .adapt_result import say
+
+
+class CurvesView:
+    """The part of the form with the plot.
+
+    Parameters
+    ----------
+    panel : Panel
+        Whose form holds the widgets.
+    jobs : AdaptJobs
+    """
+
+    def __init__(self, panel, jobs: AdaptJobs) -> None:
+        self._panel, self._jobs = panel, jobs
+        self.ui = panel.ui
+        self.plot = CurvePlot(self.ui.plotLayout, lambda: panel.state.parameterNode)
+        self._kinds: tuple[str, ...] = ()
+        self.ui.curveBox.connect("currentIndexChanged(int)", self._choose)
+
+    def look(self, task: Task | None) -> None:
+        """Show the curves of a task, or nothing."""
+        curves = self._jobs.curves.get(task.folder.name) if task is not None else None
+        shown = curves is not None and bool(curves.rows)
+        self.ui.curvesBox.visible = shown
+        if not shown:
+            return
+        say(self.ui.matchNow, progress.match_now(curves.match))
+        self._offer(curves)
+        is_line = len(curves.rows) > 1  # VTK reports an error for a line of one point
+        self.ui.plotFrame.visible = is_line
+        if is_line and not self.ui.curvesBox.collapsed and not self._panel.section.collapsed:
+            self.plot.show(curves, self.ui.curveBox.currentData or MATCH)
+
+    def _offer(self, curves: Curves) -> None:
+        titles = {
+            MATCH: _("Match to your own labels"),
+            LOSS: _("Details: loss"),
+            RANK: _("Details: directions still in use (mean rank)"),
+        }
+        kinds = (MATCH, LOSS, RANK) if curves.has_ranks else (MATCH, LOSS)
+        if kinds != self._kinds:
+            self._kinds = kinds
+            self.ui.curveBox.clear()
+            for kind in kinds:
+                self.ui.curveBox.addItem(titles[kind], kind)
+
+    def _choose(self, index: int) -> None:
+        if not self._panel.showing:
+            self._panel.context.refresh()

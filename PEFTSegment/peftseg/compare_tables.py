@@ -1,0 +1,222 @@
+"""Tables of a comparison's report, as Markdown, from its rows. Torch-free.
+
+Rows may be of several tasks: each task then counts once, and structures are averaged within a patient first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from peftseg.compare_rows import (
+    SHARE,
+    Rows,
+    differences,
+    draw_spread,
+    interval,
+    interval_over_tasks,
+    mean_of,
+    mean_over_tasks,
+    over_structures,
+    score_table,
+    spread_over_tasks,
+    task_tables,
+)
+from peftseg.pareto import pareto_front, thesis_front, thesis_scores
+
+RANK_MARK = " rank="  # in the label of a method at another initial rank; no method's name holds it
+SHARE_HEADS = ("adapter", "norm", "head", "decoder", "rest of the body", "buffers")
+
+
+def summaries(rows: Rows) -> dict[str, dict[str, Any]]:
+    """Facts by candidate, over all tasks, structures, draws and scans of these rows (of one size of support set).
+
+    Returns
+    -------
+    dict
+        Candidate -> "draws" (of the task that has fewest), "dice", "dice_interval", "dice_spread", "surface",
+        "surface_interval", "trained", "share" (of the base), "rank", "seconds", "memory" (the largest), and the counts
+        by kind (means over runs, then over tasks).
+    """
+    whole = over_structures(rows)
+    dice, surface = task_tables(whole), task_tables(whole, "surface_dice")
+    found = {}
+    for label, tables in dice.items():
+        of_label = [row for row in whole if row["candidate"] == label]
+        facts = {key: _mean(of_label, key) for key in ("trained", "base_total", "rank", "seconds", *SHARE)}
+        found[label] = facts | {
+            "draws": min(len(table) for table in tables),
+            "dice": mean_over_tasks(tables),
+            "dice_interval": interval_over_tasks(tables),
+            "dice_spread": spread_over_tasks(of_label),
+            "surface": mean_over_tasks(surface[label]),
+            "surface_interval": interval_over_tasks(surface[label]),
+            "share": facts["trained"] / facts["base_total"] if facts["base_total"] else math.nan,
+            "memory": max((float(row["memory_mib"]) for row in of_label if row.get("memory_mib")), default=math.nan),
+        }
+    return found
+
+
+def rank_rows(rows: Rows) -> list[dict[str, Any]]:
+    """Rows of methods that were run at more than one initial rank."""
+    tried: dict[str, set[str]] = {}
+    for row in rows:
+        if row.get("initial_rank"):
+            tried.setdefault(_base_label(row["candidate"]), set()).add(row["initial_rank"])
+    return [r for r in rows if r.get("initial_rank") and len(tried[_base_label(r["candidate"])]) > 1]
+
+
+def paired_table(rows: Rows) -> str:
+    """Dice of the row's method minus that of the column's, on the same draws and patients; bold where it is no tie."""
+    whole = over_structures(rows)
+    labels = list(dict.fromkeys(row["candidate"] for row in whole))
+    cells = {}
+    for number, column in enumerate(labels):
+        later = [row for row in whole if row["candidate"] in labels[number:]]
+        for label, (_, mean, low, high) in differences(later, column).items():
+            mark = "" if low <= 0 <= high or math.isnan(low) else "**"
+            cells[label, column] = f"{mark}{_signed(mean)} ({_signed(low)} to {_signed(high)}){mark}"
+            cells[column, label] = f"{mark}{_signed(-mean)} ({_signed(-high)} to {_signed(-low)}){mark}"
+    body = [(row, *(cells.get((row, column), "") for column in labels)) for row in labels]
+    return markdown(("Dice minus that of", *labels), body)
+
+
+def chosen_table(rows: Rows) -> str:
+    """What the candidates that choose a method themselves chose, and in how many runs; "" where there are none."""
+    runs = {_run(row): (row["candidate"], row["chosen"]) for row in rows if row.get("chosen")}
+    found = list(runs.values())
+    body = [(*pair, found.count(pair)) for pair in sorted(set(found), key=lambda p: (p[0], -found.count(p), p[1]))]
+    return markdown(("method", "what it chose", "runs"), body) if body else ""
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def scores_table(facts: dict[str, dict[str, Any]], order: Sequence[str], tolerance_mm: float) -> str:
+    """Accuracy and cost of each method."""
+    head = ("method", "draws", "Dice", "95 % interval", "spread", f"surface Dice {tolerance_mm:g} mm", "95 % interval")
+    body = []
+    for label in order:
+        fact = facts[label]
+        scores = (_number(fact["dice"]), _span(fact["dice_interval"]), _number(fact["dice_spread"]))
+        surface = (_number(fact["surface"]), _span(fact["surface_interval"]))
+        cost = (_count(fact["trained"]), _percent(fact["share"]), _number(fact["rank"], 1))
+        body.append(
+            (label, fact["draws"], *scores, *surface, *cost, _number(fact["seconds"], 1), _count(fact["memory"]))
+        )
+    return markdown((*head, "trained", "of the base", "rank", "time in s", "memory in MiB"), body)
+
+
+def tasks_table(rows: Rows, order: Sequence[str]) -> str:
+    """Dice of each method in each task."""
+    tables = score_table(over_structures(rows))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    body = [
+        (label, *(f"{_number(mean_of(table))} ({_span(interval(table))})" for table in found))
+        for label, found in ((label, [tables[task, label, "all"] for task in tasks]) for label in order)
+    ]
+    return markdown(("method", *tasks), body)
+
+
+def structures_table(rows: Rows, tolerance_mm: float) -> str:
+    """Accuracy by structure, of one task."""
+    dice, surface = score_table(rows), score_table(rows, "surface_dice")
+    body = []
+    for key in sorted(dice, key=lambda key: key[2]):
+        scores = (_number(mean_of(dice[key])), _span(interval(dice[key])), _number(draw_spread(dice[key])))
+        body.append((key[2], key[1], *scores, _number(mean_of(surface[key])), _span(interval(surface[key]))))
+    surface_head = f"surface Dice {tolerance_mm:g} mm"
+    return markdown(("structure", "method", "Dice", "95 % interval", "spread", surface_head, "95 % interval"), body)
+
+
+def share_table(facts: dict[str, dict[str, Any]], order: Sequence[str]) -> str:
+    """Trained values by kind."""
+    body = [
+        (label, *(_count(facts[label][kind]) for kind in SHARE), _count(facts[label]["base_total"])) for label in order
+    ]
+    return markdown(("method", *SHARE_HEADS, "base in all"), body)
+
+
+def pareto_table(facts: dict[str, dict[str, Any]], order: Sequence[str]) -> str:
+    """Accuracy against size: the front, and the thesis's score."""
+    dices, trained = [facts[k]["dice"] for k in order], [facts[k]["trained"] for k in order]
+    columns = (pareto_front(dices, trained), thesis_scores(dices, trained), thesis_front(dices, trained))
+    body = [
+        (label, _number(facts[label]["dice"]), _percent(facts[label]["share"]), _yes(front), _number(score), _yes(kept))
+        for label, front, score, kept in zip(order, *columns, strict=True)
+    ]
+    return markdown(("method", "Dice", "trained share", "on the Pareto front", "score", "thesis's frontier"), body)
+
+
+def ranks_table(rows: Rows) -> str:
+    """Methods at several initial ranks, of one size of support set."""
+    facts = summaries(rows)
+    first = {row["candidate"]: int(row["initial_rank"]) for row in rows}
+    body = []
+    for method in dict.fromkeys(_base_label(label) for label in facts):
+        labels = sorted((k for k in facts if _base_label(k) == method), key=lambda k: first[k])
+        dices = [facts[k]["dice"] for k in labels]
+        across = max(dices) - min(dices)
+        for k in labels:
+            scores = (_number(facts[k]["dice"]), _span(facts[k]["dice_interval"]), _number(facts[k]["surface"]))
+            size = (_number(facts[k]["rank"], 1), _count(facts[k]["trained"]))
+            body.append((method, first[k], *scores, *size, _number(across)))
+    head = ("method", "initial rank", "Dice", "95 % interval", "surface Dice", "rank at the end", "trained")
+    return markdown((*head, "Dice from worst to best rank"), body)
+
+
+def in_order(facts: dict[str, dict[str, Any]]) -> list[str]:
+    """Labels, the most accurate first."""
+    return sorted(facts, key=lambda label: -_sortable(facts[label]["dice"]))
+
+
+def count_runs(rows: Rows) -> int:
+    """How many runs these rows are of."""
+    return len({_run(row) for row in rows})
+
+
+def _base_label(label: str) -> str:
+    return label.partition(RANK_MARK)[0]
+
+
+def _run(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["task"], row["candidate"], row["shots"], row["draw"]
+
+
+def _mean(rows: Rows, key: str) -> float:
+    """Mean over runs, then over tasks, of a fact that all rows of a run hold; NaN where it is not known."""
+    by_run = {_run(row): float(row[key]) for row in rows if row.get(key)}
+    tasks = dict.fromkeys(run[0] for run in by_run)
+    return mean_of([mean_of([value for run, value in by_run.items() if run[0] == task]) for task in tasks])
+
+
+def _sortable(value: float) -> float:
+    return -1.0 if math.isnan(value) else value
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # never -0.000
+
+
+def _span(bounds: tuple[float, float]) -> str:
+    return "" if math.isnan(bounds[0]) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _count(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:,.0f}"
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2%}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else ""
