@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 ACCEPTED, WARNING, REFUSED = "accepted", "warning", "refused"
 NOTHING = "Nothing is found in the scans with the adapted model: there is nothing to judge it by."
+NO_BASIS = (
+    "The model as it is found nothing in the scans, so nothing tells whether the adapted one is better: label a few of "
+    "them, or choose another model."
+)
+COMPARED = ("transform_drop", "early_drop", "confidence_drop", "edge_drop", "departure")  # with the base's own results
 FEWEST_SCANS = 3  # fewer say little about a site
 
 
@@ -96,6 +101,9 @@ def judge(
     judged = [name for name in limits if not math.isnan(found[name].value)]
     status = status_of({name: measure.value for name, measure in found.items()}, limits)
     facts = _facts(before, after, found, limits)
+    if all(math.isnan(found[name].value) for name in COMPARED):
+        empty = not any(v > 0 for values in after.volumes.values() for v in values)
+        return Verdict(REFUSED, (NOTHING if empty else NO_BASIS,), facts)
     if status == REFUSED:
         words = [found[name].words for name in judged if found[name].value > limits[name].refuse]
         return Verdict(REFUSED, tuple(words) or (NOTHING,), facts)

@@ -108,6 +108,12 @@ def test_scans_in_which_nothing_is_found_before_or_after_are_refused():
     assert judge(nothing, nothing, None).status == "refused"
 
 
+def test_what_appears_where_the_base_found_nothing_is_refused_for_want_of_a_comparison():
+    found = verdict(evidence([masks() for _ in range(5)]), evidence([masks(ball=0, stick=0) for _ in range(5)]))
+    assert found.status == "refused"
+    assert "nothing tells whether the adapted one is better" in found.reasons[0]
+
+
 def test_a_vanished_structure_is_seen_without_the_record_of_the_base():
     found = verdict(HARMS["a structure vanishes"], facts=None)
     assert found.status == "refused"

@@ -71,7 +71,7 @@ def shown(widget) -> bool:
 # what is chosen
 
 
-def test_the_unlabelled_choice_says_why_it_cannot_be_taken(bench, monkeypatch):
+def test_the_unlabelled_choice_says_why_it_cannot_be_taken(bench, monkeypatch, pictures):
     from dataclasses import replace
 
     button = bench.ui.unlabelledButton
@@ -102,6 +102,16 @@ def test_the_unlabelled_choice_says_why_it_cannot_be_taken(bench, monkeypatch):
     assert bench.state.labelled
     assert not shown(bench.ui.siteFrame)
     assert shown(bench.ui.checkButton)
+    assert shown(bench.ui.methodBox)
+    assert not shown(bench.ui.methodFrame)  # "Advanced" is folded
+    bench.ui.advancedBox.collapsed = False
+    assert bench.ui.methodBox.isVisibleTo(bench.ui.advancedBox)
+    bench.picture(pictures, "labelled_again")
+    bench.ui.unlabelledButton.click()
+    bench.look()
+    assert bench.ui.seedBox.isVisibleTo(bench.ui.advancedBox)
+    assert not bench.ui.methodBox.isVisibleTo(bench.ui.advancedBox)
+    bench.picture(pictures, "advanced")
 
 
 def test_all_scans_without_labels_are_ticked_first_and_few_are_warned_of(bench, pictures):

@@ -50,6 +50,7 @@ class AdvancedOptions:
     def look(self) -> None:
         """Show the user's choices; the methods are those for labelled scans."""
         state, ui = self.context.state, self.ui
+        # They lie in a frame of their own: what is shown within the group itself would be seen although it is folded.
         for widget in (ui.methodCaption, ui.methodBox, ui.methodSummary, ui.optionsFrame):
             widget.visible = state.labelled
         info = method_info(state.method if state.method in METHODS else DEFAULT_METHOD)
