@@ -11,13 +11,14 @@ from torch import nn
 
 from peftseg.adapter_file import Recipe, load_adapter
 from peftseg.adapters import attach_saved
+from peftseg.adapters.base import Attached
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.infer import ACCUMULATOR_BYTES, segment
 from peftseg.library import find_adapter
 from peftseg.licences import usable
 from peftseg.models import ModelEntry, Preprocessing, Structure, known_models
-from peftseg.networks import replace_head
+from peftseg.networks import Anatomy, replace_head
 from peftseg.paths import models_dir
 from peftseg.preprocess import prepare
 from peftseg.site_attach import attach_site_saved
@@ -116,6 +117,14 @@ def entry_segmenter(entry: ModelEntry) -> Segmenter:
 def load_adapted_network(recipe: Recipe, state: dict[str, torch.Tensor], entry: ModelEntry) -> nn.Module:
     """The base with an adapter merged in, in evaluation mode: a plain network, but for methods that cannot merge.
 
+    Parameters and errors are those of `attach_adapter`.
+    """
+    return attach_adapter(recipe, state, entry)[0].merge()
+
+
+def attach_adapter(recipe: Recipe, state: dict[str, torch.Tensor], entry: ModelEntry) -> tuple[Attached, Anatomy]:
+    """The base with an adapter attached and not merged.
+
     Parameters
     ----------
     recipe, state : Recipe, dict of str to tensor
@@ -137,10 +146,10 @@ def load_adapted_network(recipe: Recipe, state: dict[str, torch.Tensor], entry: 
             "Get the model version that the adapter was made with, or adapt this one again.",
         )
     if recipe.method == SITE:  # the base's own head
-        return attach_site_saved(network, anatomy, recipe.options, state).merge()
+        return attach_site_saved(network, anatomy, recipe.options, state), anatomy
     replace_head(network, anatomy, n_outputs(recipe.structures, recipe.activation))
     attached = attach_saved(network, anatomy, recipe.method, recipe.options, recipe.train_decoder, state)
-    return attached.merge()
+    return attached, anatomy
 
 
 def find_base(recipe: Recipe) -> ModelEntry:

@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from peftseg.adapter_file import Recipe, load_adapter
-from peftseg.adapters import attach_saved
-from peftseg.errors import BadInput, unknown_name
+from peftseg.adapter_file import load_adapter
+from peftseg.errors import unknown_name
 from peftseg.library import find_adapter
 from peftseg.licences import usable
 from peftseg.models import ModelEntry, Preprocessing, Structure
-from peftseg.networks import Anatomy, replace_head
-from peftseg.segmenter import find_base
-from peftseg.site_attach import attach_site_saved
-from peftseg.site_options import SITE
-from peftseg.weights import architecture, fingerprint, head_width, load_base, n_outputs
+from peftseg.networks import Anatomy
+from peftseg.segmenter import attach_adapter, find_base
+from peftseg.weights import architecture, fingerprint, head_width, load_base
 from peftseg.windows import window_for
 
 
@@ -76,7 +72,7 @@ def adapter_subject(ref: str | Path) -> tuple[Subject, ModelEntry]:
     """
     recipe, state, digest = load_adapter(find_adapter(ref))
     entry = find_base(recipe)
-    network, anatomy = _attached(recipe, state, entry)
+    attached, anatomy = attach_adapter(recipe, state, entry)
     facts = {
         "adapter": recipe.name,
         "adapter_version": str(recipe.version),
@@ -85,7 +81,7 @@ def adapter_subject(ref: str | Path) -> tuple[Subject, ModelEntry]:
         "base_fingerprint": recipe.base_fingerprint,
     }
     subject = Subject(
-        network,
+        attached.network.eval(),
         anatomy,
         recipe.structures,
         recipe.activation,
@@ -107,19 +103,3 @@ def model_subject(name: str | Path | ModelEntry) -> Subject:
     return Subject(
         network, anatomy, entry.structures, entry.activation, entry.preprocessing, entry.window, entry.overlap, facts
     )
-
-
-def _attached(recipe: Recipe, state: dict[str, torch.Tensor], entry: ModelEntry) -> tuple[nn.Module, Anatomy]:
-    network, anatomy = load_base(entry)
-    found = fingerprint(network.state_dict(), architecture(entry))
-    if found != recipe.base_fingerprint:
-        raise BadInput(
-            f"The adapter '{recipe.name}' (version {recipe.version}) belongs to base '{recipe.base_id}' with the "
-            f"fingerprint {recipe.base_fingerprint[:12]}, but model '{entry.id}' here has {found[:12]}.",
-            "Get the model version that the adapter was made with, or adapt this one again.",
-        )
-    if recipe.method == SITE:  # the base's own head
-        return attach_site_saved(network, anatomy, recipe.options, state).network.eval(), anatomy
-    replace_head(network, anatomy, n_outputs(recipe.structures, recipe.activation))
-    attached = attach_saved(network, anatomy, recipe.method, recipe.options, recipe.train_decoder, state)
-    return attached.network.eval(), anatomy
