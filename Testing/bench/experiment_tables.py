@@ -37,7 +37,7 @@ def print_tables(support: Path, test: Path, references: Path, rates: Path, known
     beside = read_rows(references)
     if main:
         print(f"\n### {shots} shots, all methods\n")
-        print(_scores(main, known))
+        print(_scores(main))
         print("\n### Novel and base structures apart, task by task\n")
         print(_by_structure([*main, *beside], known))
         for reference in ("lora", "scratch"):
@@ -63,7 +63,7 @@ def _labels(rows: Rows) -> list[str]:
     return sorted(means, key=lambda label: -means[label])
 
 
-def _scores(rows: Rows, known: Sequence[str]) -> str:
+def _scores(rows: Rows) -> str:
     """Mean Dice by task over its structures, with interval, and surface Dice."""
     found = {task: summaries([row for row in rows if row["task"] == task]) for task in _tasks(rows)}
     body = []

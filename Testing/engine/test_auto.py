@@ -90,7 +90,8 @@ def decided(setting, scans, tmp_path, scores: dict[str, list[float]]) -> auto.De
     return auto.choose(setting, scans, reporter)
 
 
-def test_the_method_that_learns_wins_and_the_adapter_segments(model, items, tmp_path):
+def test_the_method_that_learns_wins_and_the_adapter_segments(model, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto, "SEARCH_TRAININGS", 6.0)
     result = run_adapt(job_for(model, items, tmp_path / "a.safetensors", epochs=15), Reporter.silent())
     recipe, _, _ = load_adapter(result["adapter"])
     assert recipe.method == result["choice"]["method"] == "full"
@@ -264,7 +265,8 @@ def test_scans_that_label_no_structure_as_a_whole_are_not_left_out(model, items,
     assert auto.usable_folds(loaded, setting_for(model, items)) == [0, 1]
 
 
-def test_the_estimate_repeats_the_choice_without_each_scan(model, items, tmp_path):
+def test_the_estimate_repeats_the_choice_without_each_scan(model, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto, "SEARCH_TRAININGS", 8.0)
     reporter = Reporter.silent()
     job = job_for(model, items, tmp_path / "a.safetensors", epochs=2, estimate="loo")
     result = run_adapt(job, reporter)
