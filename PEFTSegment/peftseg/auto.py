@@ -125,10 +125,10 @@ def with_choice(setting: Setting, choice: Choice) -> Setting:
     return replace(setting, method=choice.method, options=dict(choice.options))
 
 
-def usual_setting(setting: Setting) -> Setting:
-    """The setting with the first method to be tried in place of `auto`, and the part of the time that is left to it."""
+def usual_setting(setting: Setting, choice: Choice | None = None) -> Setting:
+    """The setting with a choice (None: the first to be tried) in place of `auto`, and the time that is left to it."""
     minutes = _minutes(setting)
-    first = with_choice(setting, starters(setting.options["methods"])[0])
+    first = with_choice(setting, choice or starters(setting.options["methods"])[0])
     return replace(first, budget_minutes=None if minutes is None else minutes * (1 - _search_share(setting)))
 
 
@@ -246,7 +246,7 @@ def _planned(
         return Search(why=[f"{first} is the only method that can be tried."])
     if len(folds) < 2:
         return Search(why=[f"{first} is used: under two scans can be left out to compare methods on."])
-    usual = replace(with_choice(setting, choices[0]), budget_minutes=None if minutes is None else minutes * (1 - share))
+    usual = usual_setting(setting, choices[0])
     ready = get_ready(usual, loaded, _quiet(reporter))
     planned = ready.plan.schedule.epochs
     for n in range(len(choices), 1, -1):

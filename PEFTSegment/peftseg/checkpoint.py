@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,22 @@ class Checkpoint:
     random: torch.Tensor
     facts: dict[str, Any]
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def copy_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A copy in main memory, so that it takes none of the device's."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def copy_slots(optimiser: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
+    """What an optimiser remembers of each parameter, by its number, copied to main memory."""
+    state = optimiser.state_dict()["state"]
+    return {index: copy_state({k: torch.as_tensor(v) for k, v in slots.items()}) for index, slots in state.items()}
+
+
+def load_slots(optimiser: torch.optim.Optimizer, slots: dict[int, dict[str, torch.Tensor]]) -> None:
+    """Inverse of `copy_slots`; the groups with their rates stay as they are."""
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

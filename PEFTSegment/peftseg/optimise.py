@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from peftseg.adapters.features import POOL, FeatureCache
-from peftseg.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from peftseg.checkpoint import Checkpoint, copy_slots, copy_state, load_slots, read_checkpoint, write_checkpoint
 from peftseg.device import activation_checkpointing, autocast, free_memory, is_out_of_memory, release_memory
 from peftseg.errors import OutOfMemory, TrainingFailed
 from peftseg.events import Reporter
@@ -181,6 +181,29 @@ def has_converged(losses: list[float]) -> bool:
     return before - now <= STOP_IMPROVEMENT * abs(before)
 
 
+class Retried(Protocol):
+    """A history that counts what had to be tried again."""
+
+    losses: list[float]
+    rate_factor: float
+    retries: list[str]
+
+
+def slow_down(history: Retried, reporter: Reporter, instead: str) -> None:
+    """A tenth of the learning rate from now on, because a loss is not finite; TrainingFailed where it was that already.
+
+    The caller goes back to its last good state. `instead` is what else the user can do.
+    """
+    if history.rate_factor < 1.0:
+        raise TrainingFailed(
+            f"The training loss is not finite in epoch {len(history.losses) + 1}, also at a tenth of the learning rate.",
+            f"Look for extreme grey values in the scans, or {instead}.",
+        )
+    history.rate_factor = 0.1
+    history.retries.append("loss not finite")
+    reporter.warning("The loss was not finite: back to the last good state, a tenth of the learning rate.")
+
+
 def epoch_steps(n_scans: int, epoch: int, schedule: Schedule) -> list[list[tuple[int, int, int]]]:
     """The (epoch, scan, patch) keys of every step of an epoch, in an order keyed by (seed, epoch)."""
     keys = [(epoch, scan, n) for n in range(schedule.patches_per_scan) for scan in range(n_scans)]
@@ -270,7 +293,7 @@ class _Loop:
         self.history = History(planned=schedule.epochs)
         self.micro_batch = schedule.micro_batch
         self.checkpointing = schedule.checkpointing
-        self.best = _copy(trainable.state())
+        self.best = copy_state(trainable.state())
         self.best_loss = math.inf
         self.match = Match()
         self.features = _feature_cache(trainable, self.device, reporter)
@@ -291,25 +314,15 @@ class _Loop:
 
     def run_epoch(self) -> None:
         """One epoch; a loss that is not finite goes back to the last good epoch with a tenth of the rate, once."""
-        while True:
-            total = self._try_epoch()
-            if math.isfinite(total):
-                break
-            if self.history.rate_factor < 1.0:
-                raise TrainingFailed(
-                    f"The training loss is not finite in epoch {self.epoch + 1}, also at a tenth of the learning rate.",
-                    "Look for extreme grey values in the scans, or choose another method or smaller learning rates.",
-                )
+        while not math.isfinite(total := self._try_epoch()):
+            slow_down(self.history, self.reporter, "choose another method or smaller learning rates")
             self._restore(self.good)
-            self.history.rate_factor = 0.1
-            self.history.retries.append("loss not finite")
-            self.reporter.warning("The loss was not finite: back to the last good state, a tenth of the learning rate.")
         self.history.losses.append(total)
         self.history.add_match(self.match.dice())
         self.history.facts.append(self.trainable.facts())
         mean = smoothed(self.history.losses)
         if mean <= self.best_loss:
-            self.best_loss, self.best = mean, _copy(self.trainable.state())
+            self.best_loss, self.best = mean, copy_state(self.trainable.state())
             self.history.best_epoch = self.epoch
         self.epoch += 1
         self.good = self._snapshot()
@@ -450,20 +463,18 @@ class _Loop:
             "history": copy.deepcopy(vars(self.history)),
         }
         return Checkpoint(
-            state=_copy(self.trainable.state()),
-            optimiser=_copy_optimiser(self.optimiser),
+            state=copy_state(self.trainable.state()),
+            optimiser=copy_slots(self.optimiser),
             best=best or {},
             random=torch.get_rng_state(),
             facts=facts,
-            memory=_copy(self.trainable.memory()),
+            memory=copy_state(self.trainable.memory()),
         )
 
     def _restore(self, saved: Checkpoint) -> None:
         self.trainable.load_state(saved.state)
         self.trainable.load_memory(saved.memory)
-        self.optimiser.load_state_dict(
-            {"state": saved.optimiser, "param_groups": self.optimiser.state_dict()["param_groups"]}
-        )
+        load_slots(self.optimiser, saved.optimiser)
         torch.set_rng_state(saved.random)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.facts["scaler"])
@@ -482,19 +493,6 @@ def _mean_rank(facts: dict[str, Any]) -> dict[str, float]:
     """Directions that a change of a weight still uses, on average; nothing for methods without ranks."""
     ranks = facts.get("ranks")
     return {"mean_rank": round(statistics.fmean(ranks.values()), 2)} if ranks else {}
-
-
-def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A copy in main memory, so that it takes none of the device's."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-
-
-def _copy_optimiser(optimiser: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
-    state = optimiser.state_dict()["state"]
-    return {
-        index: {k: torch.as_tensor(v).detach().to("cpu", copy=True) for k, v in slots.items()}
-        for index, slots in state.items()
-    }
 
 
 def _recomputing(network: nn.Module, active: bool) -> AbstractContextManager:

@@ -43,7 +43,7 @@ from peftseg.preprocess import Prepared, prepare
 from peftseg.segmenter import SMALLER, Segmenter, adapter_segmenter, entry_segmenter
 from peftseg.volume import Volume, read_volume
 from peftseg.weights import n_outputs
-from peftseg.windows import logit_slabs, tile, window_for
+from peftseg.windows import logit_slabs, tile
 
 NEAR = 2
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -229,7 +229,7 @@ def _predict(
     """Uncertainty, then the voxels of each structure on the model grid."""
     rows = n_outputs(segmenter.structures, segmenter.activation)
     shape = tuple(prepared.image.shape[1:])
-    window = window_for(shape, segmenter.smallest_window, segmenter.window, segmenter.window_step)
+    window = segmenter.window_on(shape)
     entropy = torch.zeros(shape)
     inside = torch.zeros(shape, dtype=torch.bool)
     counts = torch.zeros(len(segmenter.structures), dtype=torch.int64)

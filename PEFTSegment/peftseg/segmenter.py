@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,10 @@ class Segmenter:
     window_step: int | tuple[int, int, int] = 1
     usual_borders: dict[str, list[str]] = field(default_factory=dict)
 
+    def window_on(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """The window for a prepared image of this many voxels."""
+        return window_for(shape, self.smallest_window, self.window, self.window_step)
+
 
 def adapter_segmenter(ref: str | Path) -> Segmenter:
     """The segmenter of an adapter, by file or by reference in the library.
@@ -67,7 +72,11 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
         Unknown or damaged adapter, or its base is not here or is another one.
     """
     recipe, state, digest = load_adapter(find_adapter(ref))
-    network = load_adapted_network(recipe, state, find_base(recipe))
+    return segmenter_of(recipe, load_adapted_network(recipe, state, find_base(recipe)), digest)
+
+
+def segmenter_of(recipe: Recipe, network: nn.Module, digest: str) -> Segmenter:
+    """A network with an adapter, by the adapter's recipe and hash."""
     facts = {
         "adapter": recipe.name,
         "adapter_version": str(recipe.version),
@@ -101,17 +110,17 @@ def entry_segmenter(entry: ModelEntry) -> Segmenter:
             f"Model '{entry.id}' segments nothing by itself: it has no structures of its own.",
             "Adapt it to labelled scans first, then apply the adapter.",
         )
-    network, _ = load_base(entry)
+    return base_segmenter(entry)[0]
+
+
+def base_segmenter(entry: ModelEntry) -> tuple[Segmenter, Anatomy]:
+    """A model's network as it is and where its parts are, whether it has structures of its own or not."""
+    network, anatomy = load_base(entry)
     facts = {"base": entry.id, "base_fingerprint": fingerprint(network.state_dict(), architecture(entry))}
-    return Segmenter(
-        network,
-        entry.structures,
-        entry.activation,
-        entry.preprocessing,
-        entry.window,
-        entry.overlap,
-        facts,
+    segmenter = Segmenter(
+        network, entry.structures, entry.activation, entry.preprocessing, entry.window, entry.overlap, facts
     )
+    return segmenter, anatomy
 
 
 def load_adapted_network(recipe: Recipe, state: dict[str, torch.Tensor], entry: ModelEntry) -> nn.Module:
@@ -202,7 +211,7 @@ def segment_volume(
         segmenter.network,
         prepared,
         n_outputs(segmenter.structures, segmenter.activation),
-        window_for(prepared.image.shape[1:], segmenter.smallest_window, segmenter.window, segmenter.window_step),
+        segmenter.window_on(prepared.image.shape[1:]),
         segmenter.overlap if overlap is None else overlap,
         segmenter.activation,
         device,

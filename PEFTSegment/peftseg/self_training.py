@@ -18,12 +18,13 @@ import torch
 from peftseg.adabn import copy_statistics, restore_statistics
 from peftseg.adapters import learning_rates
 from peftseg.adapters.base import Attached
-from peftseg.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from peftseg.checkpoint import Checkpoint, copy_slots, copy_state, load_slots, read_checkpoint, write_checkpoint
 from peftseg.device import is_out_of_memory, release_memory
 from peftseg.early_head import EarlyBranch
-from peftseg.errors import OutOfMemory, TrainingFailed
+from peftseg.errors import OutOfMemory
 from peftseg.events import Reporter
 from peftseg.losses import Match
+from peftseg.optimise import slow_down
 from peftseg.site_batches import Place, SiteBatches
 from peftseg.site_losses import as_labels, mean_dice, probabilities, pseudo_labels, site_loss
 from peftseg.site_teaching import Teaching
@@ -121,7 +122,7 @@ class _Loop:
         self.selects = self.options["keep"] == "agreement"
         if self.selects or self.options["stop_change"] > 0:
             self.history.before = self._agreement()
-        self.best = _copy(self.attached.state()) if self.selects else {}
+        self.best = copy_state(self.attached.state()) if self.selects else {}
         self.last_saved = time.monotonic()
         self.good = self._snapshot()
 
@@ -135,19 +136,9 @@ class _Loop:
 
     def run_epoch(self, started: float) -> None:
         """One epoch; a loss that is not finite goes back to the last good epoch with a tenth of the rate, once."""
-        while True:
-            total = self._try_epoch(started)
-            if math.isfinite(total):
-                break
-            if self.history.rate_factor < 1.0:
-                raise TrainingFailed(
-                    f"The training loss is not finite in epoch {self.epoch + 1}, also at a tenth of the learning rate.",
-                    "Look for extreme grey values in the scans, or use smaller learning rates.",
-                )
+        while not math.isfinite(total := self._try_epoch(started)):
+            slow_down(self.history, self.reporter, "use smaller learning rates")
             self._restore(self.good)
-            self.history.rate_factor = 0.1
-            self.history.retries.append("loss not finite")
-            self.reporter.warning("The loss was not finite: back to the last good state, a tenth of the learning rate.")
         self.history.losses.append(total)
         self.epoch += 1
         self._select()
@@ -255,7 +246,7 @@ class _Loop:
         if not self.selects:
             history.best_epoch = self.epoch - 1
         elif now > max(value or 0.0 for value in earlier):
-            history.best_epoch, self.best = self.epoch - 1, _copy(self.attached.state())
+            history.best_epoch, self.best = self.epoch - 1, copy_state(self.attached.state())
 
     # the end, events, checkpoints
 
@@ -307,11 +298,11 @@ class _Loop:
             memory |= {f"{TEACHER}{STATISTICS}{n}": t for n, t in copy_statistics(self.teacher.network).items()}
         return Checkpoint(
             state=self.attached.state(),
-            optimiser=_copy_slots(self.optimiser),
+            optimiser=copy_slots(self.optimiser),
             best=dict(self.best),
             random=torch.get_rng_state(),
             facts={"epoch": self.epoch, "micro": self.micro, "history": copy.deepcopy(vars(self.history))},
-            memory=_copy(memory),
+            memory=copy_state(memory),
         )
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -321,22 +312,10 @@ class _Loop:
             own = _under(saved.memory, TEACHER)
             restore_statistics(self.teacher.network, _under(own, STATISTICS))
             self.teacher.load_state({k: t for k, t in own.items() if not k.startswith(STATISTICS)})
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": saved.optimiser, "param_groups": groups})
+        load_slots(self.optimiser, saved.optimiser)
         torch.set_rng_state(saved.random)
         self.epoch, self.micro = saved.facts["epoch"], saved.facts["micro"]
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-
-
-def _copy_slots(optimiser: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
-    slots = optimiser.state_dict()["state"]
-    return {
-        n: {k: torch.as_tensor(v).detach().to("cpu", copy=True) for k, v in own.items()} for n, own in slots.items()
-    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftseg.adapters.options import Option, checked
+from peftseg.adapters.options import Option, all_checked, filled
 from peftseg.errors import BadInput, unknown_name
 
 SITE = "site"  # the `method` of a site adapter
@@ -171,12 +171,8 @@ def check_site_options(preset: str, options: Mapping[str, Any]) -> dict[str, Any
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    known = {option.name: option for option in SITE_OPTIONS}
-    for name in options:
-        if name not in known:
-            raise unknown_name("option of adaptation without labels", name, known)
-    given = {name: checked(SITE, known[name], value) for name, value in options.items()}
-    settled = {name: given.get(name, PRESETS[preset].get(name, option.default)) for name, option in known.items()}
+    given = all_checked(SITE, SITE_OPTIONS, options, "option of adaptation without labels")
+    settled = filled(SITE_OPTIONS, given, PRESETS[preset])
     for name in ("depth", "level"):
         settled[name] = None if settled[name] is None else _whole(name, settled[name])
     _check_shares(settled)

@@ -9,11 +9,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
 from peftseg import config
-from peftseg.adapters.table import check_options
+from peftseg.adapters.table import AUTO, check_options
+from peftseg.auto_choices import starters
 from peftseg.errors import BadInput, JobCancelled, OutOfMemory, PeftsegError, unknown_name
 from peftseg.events import Echo, EventLog, Reporter, plain
 from peftseg.job_folder import is_alive, record_process
@@ -27,86 +29,42 @@ QUEUE_POLL_S = 0.2
 Runner = Callable[[Any, Reporter], dict[str, Any]]
 
 
-def _adapt(job: config.AdaptJob, reporter: Reporter) -> dict[str, Any]:
-    usable(job.model)  # a wrong name is told at once, not after the seconds in which torch loads
-    check_options(job.method, job.options)
-    from peftseg.train import run_adapt
+def _runner(module: str, function: str, check: Callable[[Any], Any] | None = None) -> Runner:
+    """Runs a job by an engine function that is imported then, because that takes seconds.
 
-    return run_adapt(job, reporter)
+    What can be checked without it is checked first: a wrong name of a model, and what `check` looks at.
+    """
 
+    def run_job(job: Any, reporter: Reporter) -> dict[str, Any]:
+        if getattr(job, "model", None) is not None:
+            usable(job.model)
+        if check is not None:
+            check(job)
+        return getattr(import_module(module), function)(job, reporter)
 
-def _apply(job: config.ApplyJob, reporter: Reporter) -> dict[str, Any]:
-    if job.model is not None:
-        usable(job.model)
-    from peftseg.apply import run_apply
-
-    return run_apply(job, reporter)
-
-
-def _pretrain(job: config.PretrainJob, reporter: Reporter) -> dict[str, Any]:
-    from peftseg.pretrain import run_pretrain
-
-    return run_pretrain(job, reporter)
+    return run_job
 
 
-def _check(job: config.CheckJob, reporter: Reporter) -> dict[str, Any]:
-    usable(job.model)
-    check_options(job.method, job.options)
-    from peftseg.check import run_check
-
-    return run_check(job, reporter)
+def _check_method(job: config.AdaptJob | config.CheckJob) -> None:
+    options = check_options(job.method, job.options)
+    if job.method == AUTO:
+        starters(options["methods"])
 
 
-def _rank(job: config.RankJob, reporter: Reporter) -> dict[str, Any]:
-    if job.model is not None:
-        usable(job.model)
-    from peftseg.rank import run_rank
-
-    return run_rank(job, reporter)
-
-
-def _suggest(job: config.SuggestJob, reporter: Reporter) -> dict[str, Any]:
-    if job.model is not None:
-        usable(job.model)
-    from peftseg.suggest import run_suggest
-
-    return run_suggest(job, reporter)
-
-
-def _site_adapt(job: config.SiteAdaptJob, reporter: Reporter) -> dict[str, Any]:
-    usable(job.model)
+def _check_preset(job: config.SiteAdaptJob) -> None:
     check_site_options(job.preset, job.options)
-    from peftseg.site_adapt import run_site_adapt
-
-    return run_site_adapt(job, reporter)
-
-
-def _grad_cam(job: config.GradCamJob, reporter: Reporter) -> dict[str, Any]:
-    if job.model is not None:
-        usable(job.model)
-    from peftseg.explain.runs import run_grad_cam
-
-    return run_grad_cam(job, reporter)
-
-
-def _proto_seg(job: config.ProtoSegJob, reporter: Reporter) -> dict[str, Any]:
-    if job.model is not None:
-        usable(job.model)
-    from peftseg.explain.runs import run_proto_seg
-
-    return run_proto_seg(job, reporter)
 
 
 RUNNERS: dict[str, Runner] = {
-    "adapt": _adapt,
-    "apply": _apply,
-    "pretrain": _pretrain,
-    "check": _check,
-    "rank": _rank,
-    "suggest": _suggest,
-    "site_adapt": _site_adapt,
-    "grad_cam": _grad_cam,
-    "proto_seg": _proto_seg,
+    "adapt": _runner("peftseg.train", "run_adapt", _check_method),
+    "apply": _runner("peftseg.apply", "run_apply"),
+    "pretrain": _runner("peftseg.pretrain", "run_pretrain"),
+    "check": _runner("peftseg.check", "run_check", _check_method),
+    "rank": _runner("peftseg.rank", "run_rank"),
+    "suggest": _runner("peftseg.suggest", "run_suggest"),
+    "site_adapt": _runner("peftseg.site_adapt", "run_site_adapt", _check_preset),
+    "grad_cam": _runner("peftseg.explain.runs", "run_grad_cam"),
+    "proto_seg": _runner("peftseg.explain.runs", "run_proto_seg"),
 }
 
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
+
+from runs import Job, run_missing
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "Docs" / "results"
@@ -79,39 +78,9 @@ def at_factor(candidate: object, factor: float) -> object:
     return replace(candidate, options=candidate.options | rates)
 
 
-def run(job: tuple) -> list[dict]:
-    """One run in a worker process with one thread."""
-    import torch
-
-    from peftseg.compare import run_candidate
-    from peftseg.models import resolve
-
-    task, candidate, shots, draw, steps = job
-    epochs = max(1, round(steps / shots))
-    return run_candidate(resolve(BASE), task, candidate, shots, draw, torch.device("cpu"), epochs=epochs)
-
-
-def run_missing(jobs: Iterable[tuple], out: Path, workers: int) -> None:
-    """Run what the CSV file does not hold, `workers` at a time."""
-    from peftseg.adapters import METHODS
-    from peftseg.compare_rows import append_rows, is_done, mean_of, read_rows
-
-    for info in METHODS.values():  # now, so that all runs use the same code while files change
-        if info.module:
-            import_module(info.module)
-    rows = read_rows(out)
-    missing = [job for job in jobs if not is_done(rows, job[0].name, job[1].label, job[2], job[3])]
-    print(f"{len(missing)} runs to do", flush=True)
-    with ProcessPoolExecutor(workers, initializer=os.nice, initargs=(10,)) as pool:
-        for future in as_completed([pool.submit(run, job) for job in missing]):
-            found = future.result()
-            append_rows(out, found)
-            first, mean = found[0], mean_of([row["dice"] for row in found])
-            print(
-                f"{first['task']} {first['candidate']} {first['shots']} shots, draw {first['draw']}: {mean:.3f} "
-                f"in {first['seconds']} s",
-                flush=True,
-            )
+def job_of(task: object, candidate: object, shots: int, draw: int) -> Job:
+    """A run of as many optimiser steps as all."""
+    return task, candidate, shots, draw, max(1, round(STEPS / shots)), BASE
 
 
 def fold_scores(label: str) -> dict[float, float]:
@@ -137,7 +106,7 @@ def search_rates(data: Path, workers: int) -> None:
     asked = {c.label: list(FACTORS) for c in rows}
     while True:
         jobs = [
-            (task, replace(at_factor(c, f), label=_at(c.label, f)), SHOTS, 0, STEPS)
+            job_of(task, replace(at_factor(c, f), label=_at(c.label, f)), SHOTS, 0)
             for f in (*FACTORS, *FURTHER.values())
             for c in rows
             if f in asked[c.label]
@@ -193,10 +162,10 @@ def score_test(data: Path, workers: int, draws: int) -> None:
 
     chosen, rows = tasks(data, with_test=True), tuned_candidates()
     telling = [c for c in rows if c.label in TELLING]
-    jobs = [(t, c, SHOTS, d, STEPS) for d in range(draws) for t in chosen for c in rows]
-    jobs += [(t, c, k, d, STEPS) for d in range(draws) for k in OTHER_SHOTS for t in chosen for c in telling]
+    jobs = [job_of(t, c, SHOTS, d) for d in range(draws) for t in chosen for c in rows]
+    jobs += [job_of(t, c, k, d) for d in range(draws) for k in OTHER_SHOTS for t in chosen for c in telling]
     auto = Candidate(AUTO, AUTO, json.loads(RATES.read_text(encoding="utf-8"))[AUTO]["options"])
-    jobs += [(t, auto, SHOTS, d, STEPS) for d in range(draws) for t in chosen]
+    jobs += [job_of(t, auto, SHOTS, d) for d in range(draws) for t in chosen]
     run_missing(jobs, TEST_ROWS, workers)
 
 

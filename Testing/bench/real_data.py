@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+
+from runs import run_missing
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = 5
@@ -71,37 +71,6 @@ def grid(extra: Path | None) -> list:
             options = base.options | {k: v * factor for k, v in rates.items()}
             found.append(Candidate(f"{base.label} x{factor:g}", base.method, options, base.scratch))
     return found
-
-
-def run(job: tuple) -> list[dict]:
-    """One run in a worker process with one thread."""
-    import torch
-
-    from peftseg.compare import run_candidate
-    from peftseg.models import resolve
-
-    task, candidate, draw, epochs, base = job
-    return run_candidate(resolve(base), task, candidate, SHOTS, draw, torch.device("cpu"), epochs=epochs)
-
-
-def run_missing(jobs: Iterable[tuple], out: Path, workers: int) -> None:
-    """Run what the CSV file does not hold, `workers` at a time."""
-    from peftseg.compare_rows import append_rows, is_done, read_rows
-
-    rows = read_rows(out)
-    missing = [j for j in jobs if not is_done(rows, j[0].name, j[1].label, SHOTS, j[2])]
-    print(f"{len(missing)} runs to do", flush=True)
-    with ProcessPoolExecutor(workers) as pool:
-        futures = {pool.submit(run, job): job for job in missing}
-        for future in as_completed(futures):
-            found = future.result()
-            append_rows(out, found)
-            mean = sum(row["dice"] for row in found) / len(found)
-            first = found[0]
-            print(
-                f"{first['task']} {first['candidate']} draw {first['draw']}: {mean:.3f} in {first['seconds']} s",
-                flush=True,
-            )
 
 
 def print_table(path: Path) -> None:
@@ -168,7 +137,7 @@ def main() -> None:
     chosen = [t for t in tasks(arguments.data, testing) if arguments.task in ("", t.name)]
     rows = candidates() if testing else grid(arguments.grid)
     draws = range(arguments.first_draw, arguments.first_draw + arguments.draws)
-    jobs = [(t, c, d, arguments.epochs, arguments.base) for d in draws for t in chosen for c in rows]
+    jobs = [(t, c, SHOTS, d, arguments.epochs, arguments.base) for d in draws for t in chosen for c in rows]
     run_missing(jobs, arguments.out, arguments.workers)
     print_all(arguments.out, arguments.reference)
 

@@ -28,7 +28,8 @@ def subject_of(
 ) -> Subject:
     structures = (BALL, ROD) if activation == "softmax" else (BALL, ROD, Structure("cube", 3))
     recipe = Preprocessing("RAS", (1.0, 1.0, 1.0), Intensity("zscore"))
-    return Subject(network, anatomy, structures, activation, recipe, tuple(window), overlap, {"base": "tiny"})
+    facts = {"base": "tiny"}
+    return Subject(network, structures, activation, recipe, tuple(window), overlap, facts, anatomy=anatomy)
 
 
 def tiny(name: str = "unet-3d-batch", method: str | None = None, activation: str = "softmax", **options) -> Subject:

@@ -165,15 +165,7 @@ class AdaptJobs:
             note_event(task, event)
             if event["event"] == "progress":
                 curves.add(event)
-        if task.active or task.state == "finished":
-            return
-        earlier = task.note.get("earlier")
-        if task.state == "failed" and not earlier:
-            what = _("The adaptation '{name}' did not finish.").format(name=task.note["adapter"])
-            problem = dialogs.problem_of_event(task.ending, what)
-            why = with_names(problem.why, task.note["scans"])
-            dialogs.show_later(Problem(what, why, problem.remedy, problem.details))
-        if not can_go_on(task) and not earlier:
+        if bad_ending(task):
             self.dismiss(task)
 
     def _curves_of(self, task: Task) -> Curves:
@@ -181,6 +173,18 @@ class AdaptJobs:
             pairs = zip(task.note.get("structures", ()), task.note.get("colours", ()), strict=False)
             self.curves[task.folder.name] = Curves(tuple((name, tuple(colour)) for name, colour in pairs))
         return self.curves[task.folder.name]
+
+
+def bad_ending(task: Task) -> bool:
+    """Tell of an adaptation that has failed, once; whether one that did not finish is of no further use."""
+    if task.active or task.state == "finished" or task.note.get("earlier"):
+        return False
+    if task.state == "failed":
+        what = _("The adaptation '{name}' did not finish.").format(name=task.note["adapter"])
+        problem = dialogs.problem_of_event(task.ending, what)
+        why = with_names(problem.why, task.note["scans"])
+        dialogs.show_later(Problem(what, why, problem.remedy, problem.details))
+    return not can_go_on(task)
 
 
 def note_event(task: Task, event: Event) -> None:

@@ -19,13 +19,10 @@ from peftseg.config import SiteAdaptJob
 from peftseg.events import Event
 from peftseg.paths import atomic_write
 
-from .. import dialogs, work
+from .. import work
 from ..context import Context
-from ..dialogs import Problem
 from ..runner import Task
-from .adapt_jobs import note_event
-from .adapt_progress import with_names
-from .adapt_resume import can_go_on
+from .adapt_jobs import bad_ending, note_event
 
 SITE = "adapt to unlabelled scans"
 FILE = "adapter.safetensors"
@@ -90,15 +87,7 @@ class SiteJobs:
             note_event(task, event)
             if event["event"] == "progress" and event["stage"] == "train" and event.get("loss") is not None:
                 task.note["learnt"] = True
-        if task.active or task.state == "finished":
-            return
-        earlier = task.note.get("earlier")
-        if task.state == "failed" and not earlier:
-            what = _("The adaptation '{name}' did not finish.").format(name=task.note["adapter"])
-            problem = dialogs.problem_of_event(task.ending, what)
-            why = with_names(problem.why, task.note["scans"])
-            dialogs.show_later(Problem(what, why, problem.remedy, problem.details))
-        if not can_go_on(task) and not earlier:
+        if bad_ending(task):
             self.dismiss(task)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftseg.errors import BadInput
+from peftseg.errors import BadInput, unknown_name
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,20 @@ def checked(method: str, option: Option, value: Any) -> Any:
             f"Correct it, or leave it out to use {option.default!r}.",
         )
     return result
+
+
+def all_checked(method: str, known: Iterable[Option], given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The given values in their options' types; BadInput for an unknown name ("Unknown <what> ...") and as `checked`."""
+    by_name = {option.name: option for option in known}
+    for name in given:
+        if name not in by_name:
+            raise unknown_name(what, name, by_name)
+    return {name: checked(method, by_name[name], value) for name, value in given.items()}
+
+
+def filled(known: Iterable[Option], given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """All options: given values, else the preset's, else defaults."""
+    return {option.name: given.get(option.name, preset.get(option.name, option.default)) for option in known}
 
 
 _INVALID = object()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from peftseg.adapters.options import MethodInfo, Option, checked
+from peftseg.adapters.options import MethodInfo, Option, all_checked, filled
 from peftseg.errors import unknown_name
 
 __all__ = ["AUTO", "METHODS", "MethodInfo", "Option", "check_options", "learning_rates", "method_info"]
@@ -398,13 +398,8 @@ def check_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
         For an unknown method or option, and for a value of the wrong type, choice or size.
     """
     info = method_info(method)
-    known = {option.name: option for option in info.options}
-    for name in options:
-        if name not in known:
-            raise unknown_name(f"option of method '{method}'", name, known)
-    given = {name: checked(method, known[name], value) for name, value in options.items()}
-    preset = info.presets.get(given.get(PRESET, ""), {})
-    return {name: given.get(name, preset.get(name, option.default)) for name, option in known.items()}
+    given = all_checked(method, info.options, options, f"option of method '{method}'")
+    return filled(info.options, given, info.presets.get(given.get(PRESET, ""), {}))
 
 
 def learning_rates(options: dict[str, Any]) -> dict[str, float]:

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import nn
 
 from peftseg.adapter_file import load_adapter
 from peftseg.errors import unknown_name
 from peftseg.library import find_adapter
 from peftseg.licences import usable
-from peftseg.models import ModelEntry, Preprocessing, Structure
+from peftseg.models import ModelEntry
 from peftseg.networks import Anatomy
-from peftseg.segmenter import attach_adapter, find_base
-from peftseg.weights import architecture, fingerprint, head_width, load_base
-from peftseg.windows import window_for
+from peftseg.segmenter import Segmenter, attach_adapter, base_segmenter, find_base, segmenter_of
+from peftseg.weights import head_width
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """A network and what is needed to run it on a study.
+class Subject(Segmenter):
+    """A segmenter whose adapter is attached to the network and not merged.
 
     Attributes
     ----------
-    network : nn.Module
-        (B, 1, *window) -> (B, n, *window) logits; an adapter is attached to it, not merged.
-    structures : tuple of Structure
-        In the order of the network's rows (after the background row of "softmax").
-    smallest_window, window_step
-        See `windows.window_for`.
-    provenance : dict
-        Flat facts that every result carries.
+    anatomy : Anatomy
+        Where the network's parts are.
     """
 
-    network: nn.Module
-    anatomy: Anatomy
-    structures: tuple[Structure, ...]
-    activation: str
-    preprocessing: Preprocessing
-    window: tuple[int, int, int]
-    overlap: float
-    provenance: dict[str, str]
-    smallest_window: tuple[int, int, int] | None = None
-    window_step: int | tuple[int, int, int] = 1
+    anatomy: Anatomy = field(kw_only=True)
 
     @property
     def rows(self) -> int:
@@ -57,10 +39,6 @@ class Subject:
             raise unknown_name("structure of this network", structure, names)
         return names.index(structure) + (self.activation == "softmax")
 
-    def window_on(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """The window for an image of this many voxels."""
-        return window_for(shape, self.smallest_window, self.window, self.window_step)
-
 
 def adapter_subject(ref: str | Path) -> tuple[Subject, ModelEntry]:
     """An adapter by file or by reference in the library, attached to its base; and the base's entry.
@@ -73,33 +51,12 @@ def adapter_subject(ref: str | Path) -> tuple[Subject, ModelEntry]:
     recipe, state, digest = load_adapter(find_adapter(ref))
     entry = find_base(recipe)
     attached, anatomy = attach_adapter(recipe, state, entry)
-    facts = {
-        "adapter": recipe.name,
-        "adapter_version": str(recipe.version),
-        "adapter_hash": digest,
-        "base": recipe.base_id,
-        "base_fingerprint": recipe.base_fingerprint,
-    }
-    subject = Subject(
-        attached.network.eval(),
-        anatomy,
-        recipe.structures,
-        recipe.activation,
-        recipe.preprocessing,
-        recipe.window,
-        recipe.overlap,
-        facts,
-        recipe.smallest_window,
-        recipe.window_step,
-    )
-    return subject, entry
+    segmenter = segmenter_of(recipe, attached.network.eval(), digest)
+    return Subject(**vars(segmenter), anatomy=anatomy), entry
 
 
 def model_subject(name: str | Path | ModelEntry) -> Subject:
     """A model as it is; one without structures of its own can be looked into with labels only."""
     entry = name if isinstance(name, ModelEntry) else usable(str(name))
-    network, anatomy = load_base(entry)
-    facts = {"base": entry.id, "base_fingerprint": fingerprint(network.state_dict(), architecture(entry))}
-    return Subject(
-        network, anatomy, entry.structures, entry.activation, entry.preprocessing, entry.window, entry.overlap, facts
-    )
+    segmenter, anatomy = base_segmenter(entry)
+    return Subject(**vars(segmenter), anatomy=anatomy)
