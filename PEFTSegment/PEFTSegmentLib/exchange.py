@@ -239,7 +239,7 @@ def load_segmentation(
             _("Apply the adapter again."),
         ) from error
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name) if _named(name, node) else name)
-    _forget_file(node)
+    forget_file(node)
     for key, value in facts.items():
         node.SetAttribute(ATTRIBUTE + key, str(value))
     if scan is not None:
@@ -282,8 +282,8 @@ def _named(name: str, other: slicer.vtkMRMLNode) -> bool:
     return any(node is not other and node.GetName() == name for node in nodes)
 
 
-def _forget_file(node: slicer.vtkMRMLStorableNode) -> None:
-    """The file is deleted with its job: the node counts as never saved."""
+def forget_file(node: slicer.vtkMRMLStorableNode) -> None:
+    """The file that a node was loaded from is deleted with its job: the node counts as never saved."""
     for index in range(node.GetNumberOfStorageNodes() - 1, -1, -1):
         storage = node.GetNthStorageNode(index)
         if storage is not None:

@@ -13,8 +13,10 @@ import slicer
 from slicer.i18n import tr as _
 
 from peftseg import library
+from peftseg.adapter_import import import_checked, licence_to_accept
 from peftseg.errors import BadInput, PeftsegError
 from peftseg.library_rows import SUFFIX
+from peftseg.models import ModelEntry
 from peftseg.paths import adapters_dir
 
 from . import dialogs
@@ -22,6 +24,7 @@ from .context import Context
 from .library_record import as_text, patient_data
 from .panel import enable
 from .panels.apply_adapters import AdapterList, Row, added_on, source
+from .panels.model_text import licence
 
 REF = int(qt.Qt.UserRole)
 COLUMNS = 7
@@ -218,9 +221,22 @@ class LibraryDialog:
         )
         if path:
             with self._telling(_("The adapter was not imported.")):
+                entry = licence_to_accept(path)
+                if entry is not None and not self._accepts(entry):
+                    return
                 with slicer.util.WaitCursor():
-                    stored = library.import_adapter(path)
-                self.reload(library.show_adapter(stored)["ref"])
+                    imported = import_checked(path, accept_licence=entry is not None, renumber=True)
+                self.reload(imported.ref)
+                if imported.notes:
+                    text = _("The adapter is in your library as {name}.").format(name=imported.ref)
+                    dialogs.ask(text, (_("OK"),), "\n".join(imported.notes))
+
+    def _accepts(self, entry: ModelEntry) -> bool:
+        """Whether the user accepts the licence of the adapter's model."""
+        question = _("The adapter belongs to {model}, whose licence has to be accepted first.").format(
+            model=entry.title
+        )
+        return dialogs.ask(question, (_("I accept"), _("Cancel")), licence(entry)) == 0
 
     def remove(self) -> None:
         """Delete the selected adapter, after a question: it cannot be undone."""

@@ -26,8 +26,9 @@ from . import exchange, scans, structures, support, work
 
 STATUS, CONTENT, EDITED, TOKEN = "Status", "Content", "Edited", "Result"
 REVIEWED_BY, REVIEWED_AT = "ReviewedBy", "ReviewedAt"
-VOLUMES, CHECKS, TITLE = "VolumesMl", "Checks", "Title"
+VOLUMES, CHECKS, TITLE, DOUBT = "VolumesMl", "Checks", "Title", "Doubt"
 DRAFT, REVIEWED = "draft", "reviewed"
+CORRECTED = "PEFTSegment.CorrectedFrom"  # attribute of labels to correct: hash of the adapter that drew them first
 EDIT_EVENTS = ("SourceRepresentationModified", "SegmentAdded", "SegmentRemoved", "SegmentModified")
 
 
@@ -46,6 +47,8 @@ class ResultRow:
         Why a look is needed, in words; empty: nothing stood out.
     edited : bool
         Edited by hand since: the checks no longer hold.
+    doubt : float or None
+        How doubtful the engine found it: 0 (as expected) to 1; None: not known.
     """
 
     node: slicer.vtkMRMLSegmentationNode
@@ -54,6 +57,7 @@ class ResultRow:
     volume_ml: float | None
     checks: tuple[str, ...]
     edited: bool
+    doubt: float | None = None
 
     @property
     def needs_look(self) -> bool:
@@ -134,15 +138,17 @@ def _free_name(wanted: str) -> str:
 
 
 def rows(nodes: Sequence[slicer.vtkMRMLSegmentationNode]) -> list[ResultRow]:
-    """A row for each structure of these results, those that need a look first, then as in the scene."""
+    """A row for each structure of these results: those that need a look first, the most doubtful in front."""
     found = []
     for node in nodes:
         scan, edited = scan_of(node), bool(get(node, EDITED))
         checks = json.loads(get(node, CHECKS) or "{}")
+        doubts = {} if edited else json.loads(get(node, DOUBT) or "{}")
         name = scan.GetName() if scan is not None else name_of(node)
         for structure, volume in json.loads(get(node, VOLUMES) or "{}").items():
-            found.append(ResultRow(node, name, structure, volume, tuple(checks.get(structure, ())), edited))
-    return sorted(found, key=lambda row: not row.needs_look)
+            told = tuple(checks.get(structure, ()))
+            found.append(ResultRow(node, name, structure, volume, told, edited, doubts.get(structure)))
+    return sorted(found, key=lambda row: (not row.needs_look, -(row.doubt or 0.0)))
 
 
 def show(node: slicer.vtkMRMLSegmentationNode, structure: str = "") -> None:

@@ -167,7 +167,7 @@ class Runner:
         if task.writing.error is not None:
             raise task.writing.error
         jobs.write_job(task.folder, task.build(task.writing.results))
-        task.writing = None
+        task.writing = task.build = None  # they hold nodes and voxels of a scene that may be closed meanwhile
         task.handle = self._start(task.folder, self._python())
         task.state = task.handle.state
 

@@ -17,15 +17,16 @@ from peftseg.errors import BadInput
 
 TOKEN = "PEFTSegment.Token"  # node attribute: a scan is known again by it, in files and in a saved scene
 FRAME, SEQUENCE_ROLE = "PEFTSegment.Frame", "PEFTSegmentSequence"  # of a copy of one frame: its number, whose it is
+MAP = "PEFTSegment.Map"  # of a map of step 5: which kind; it is never taken for a scan
+MAP_OF = "PEFTSegment.MapToken"  # of a map: the token of its scan
 SHEAR = 1e-3  # cosine of the angle between two axes from which a grid counts as sheared
 
 
 def reason_against(volume: slicer.vtkMRMLVolumeNode) -> str:
     """Why a volume cannot be used as a scan, in words; "" when it can."""
-    if volume.IsA("vtkMRMLLabelMapVolumeNode"):
-        return _("is a label map, not a scan")
-    if not volume.IsA("vtkMRMLScalarVolumeNode"):
-        return _("is not a plain volume")
+    against = _reason_against_kind(volume)
+    if against:
+        return against
     image = volume.GetImageData()
     if image is None or image.GetPointData() is None or image.GetPointData().GetScalars() is None:
         return _("is empty")
@@ -34,6 +35,14 @@ def reason_against(volume: slicer.vtkMRMLVolumeNode) -> str:
     if min(image.GetDimensions()) < 2:
         return _("has a single slice")
     return _reason_against_transform(volume)
+
+
+def _reason_against_kind(volume: slicer.vtkMRMLVolumeNode) -> str:
+    if volume.IsA("vtkMRMLLabelMapVolumeNode"):
+        return _("is a label map, not a scan")
+    if volume.GetAttribute(MAP):
+        return _("is a map of step 5, not a scan")
+    return "" if volume.IsA("vtkMRMLScalarVolumeNode") else _("is not a plain volume")
 
 
 def _reason_against_transform(volume: slicer.vtkMRMLVolumeNode) -> str:
@@ -87,7 +96,7 @@ def sort_out() -> tuple[list[slicer.vtkMRMLScalarVolumeNode], list[tuple[str, st
 
 def _visible_volumes() -> list[slicer.vtkMRMLVolumeNode]:
     nodes = slicer.util.getNodesByClass("vtkMRMLVolumeNode")
-    return [node for node in nodes if not node.GetHideFromEditors()]
+    return [node for node in nodes if not node.GetHideFromEditors() and not node.GetAttribute(MAP)]
 
 
 # sequences: one node shows the frames in turn, and forgets its attributes at each
@@ -197,9 +206,21 @@ def show_scan(volume: slicer.vtkMRMLVolumeNode, fit: bool = True) -> None:
 
 
 def hide_other_scans(volume: slicer.vtkMRMLVolumeNode) -> None:
-    """Hide the segmentations of other scans, which often lie at the same place and would seem to be of this one."""
+    """Hide the segmentations and maps of other scans: they often lie at the same place and would seem to be of this one."""
     role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
         theirs = node.GetNodeReference(role)
         if theirs is not None and theirs is not volume and node.GetDisplayNode() is not None:
             node.SetDisplayVisibility(False)
+    _hide_other_maps(volume)
+
+
+def _hide_other_maps(volume: slicer.vtkMRMLVolumeNode) -> None:
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        node = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+        if node is None or not node.GetAttribute(MAP) or node.GetAttribute(MAP_OF) == volume.GetAttribute(TOKEN):
+            continue
+        composite.SetForegroundVolumeID(None)
+        legend = slicer.modules.colors.logic().GetColorLegendDisplayNode(node)
+        if legend is not None:
+            legend.Modified()  # a legend looks whether its volume is in view only when it changes itself

@@ -88,6 +88,7 @@ def segment(
     adapter: str | None = None,
     model: str | None = None,
     facts: dict[str, Any] | None = None,
+    quality: str = "none",
 ) -> Task:
     """Segment scans of the scene in the background.
 
@@ -101,6 +102,8 @@ def segment(
         One of the two: a reference in the adapter library, or the id of a model as it is.
     facts : dict
         More for the task's note; JSON data.
+    quality : str
+        How much the engine does to tell doubtful results: "none", "fast" or "full".
 
     Raises
     ------
@@ -113,14 +116,22 @@ def segment(
 
     def build(folder: Path, files: tuple[str, ...]) -> ApplyJob:
         out = str(folder / "result")
-        return ApplyJob(adapter=adapter, model=model, inputs=files, out=out, format="nrrd", replace_nonfinite=0.0)
+        return ApplyJob(
+            adapter=adapter,
+            model=model,
+            inputs=files,
+            out=out,
+            format="nrrd",
+            replace_nonfinite=0.0,
+            quality=quality,
+        )
 
     return submit_scans(context, note, volumes, build)
 
 
 def outcomes(task: Task) -> list[dict[str, Any]]:
     """What a finished segmentation gave, one record a scan: "token", "path" (None where it failed), "volumes_ml",
-    "checks" (structure -> sentences), "message" and "remedy" of a failure."""
+    "checks" (structure -> sentences), "doubt" (structure -> 0 to 1), "message" and "remedy" of a failure."""
     ending = task.ending
     found = {}
     for source, output in zip(ending.get("inputs", []), ending.get("outputs", []), strict=True):
@@ -129,12 +140,13 @@ def outcomes(task: Task) -> list[dict[str, Any]]:
             "path": Path(output),
             "volumes_ml": ending["volumes_ml"].get(name, {}),
             "checks": ending.get("checks", {}).get(name, {}),
+            "doubt": ending.get("doubt", {}).get(name, {}),
         }
     failed = {Path(row["input"]).name: row for row in ending.get("failed", [])}
     records = []
     for number, token in enumerate(task.note["scans"], start=1):
         name = f"scan_{number}.nrrd"
-        empty = {"path": None, "volumes_ml": {}, "checks": {}}
+        empty = {"path": None, "volumes_ml": {}, "checks": {}, "doubt": {}}
         records.append({"token": token, **empty, **failed.get(name, {}), **found.get(name, {})})
     return records
 
@@ -145,6 +157,7 @@ def load_outcome(record: dict[str, Any], name: str, provenance: dict[str, Any]) 
     facts |= {key: value for key, value in provenance.items() if value is not None}
     facts["VolumesMl"] = json.dumps(record["volumes_ml"])
     facts["Checks"] = json.dumps(record["checks"], ensure_ascii=False)
+    facts["Doubt"] = json.dumps(record.get("doubt", {}), ensure_ascii=False)
     return exchange.load_segmentation(record["path"], name, scans.scan_of(record["token"]), facts)
 
 
@@ -219,7 +232,7 @@ def _require_engine(context: Context) -> None:
 def submit_support(context: Context, note: dict[str, Any], record: type, **more: Any) -> Task:
     """Submit a job about the support set: `record` is AdaptJob or CheckJob, `more` its further fields.
 
-    A field given as a function gets the job's folder.
+    A field given as a function gets the job's folder; one that the user's choices have, too, takes its place.
     """
     _require_engine(context)
     context.require_model()
@@ -229,6 +242,6 @@ def submit_support(context: Context, note: dict[str, Any], record: type, **more:
 
     def build(folder: Path, paths: list):
         own = {key: value(folder) if callable(value) else value for key, value in more.items()}
-        return record(support=support_items(paths, states), **choices, **own)
+        return record(support=support_items(paths, states), **{**choices, **own})
 
     return context.runner.submit({**note, "scans": tokens}, exports, build)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 NAME_LENGTH = 100
 _SCAN_FILE = re.compile(r"\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|dcm|ima|img|hdr)\b", re.IGNORECASE)
+_SNAPSHOT = re.compile(r"snapshot\.(\d+)/(.+)", re.DOTALL)
 _FULL_PATH = re.compile(r"^(~[\\/]|[A-Za-z]:[\\/]|\\\\|/[^/\s]+/)")
 
 
@@ -95,7 +96,7 @@ def save_adapter(path: str | Path, recipe: Recipe, state: Mapping[str, torch.Ten
     recipe : Recipe
         Numbers in `options` and `record` that are not finite are stored as null.
     state : mapping of str to tensor
-        `Attached.state()`, any dtypes.
+        `Attached.state()`, any dtypes; `with_snapshots` adds earlier states to it.
 
     Returns
     -------
@@ -130,7 +131,7 @@ def load_adapter(path: str | Path) -> tuple[Recipe, dict[str, torch.Tensor], str
     -------
     recipe : Recipe
     state : dict of str to tensor
-        On the processor.
+        On the processor; without the snapshots.
     hash : str
 
     Raises
@@ -142,7 +143,31 @@ def load_adapter(path: str | Path) -> tuple[Recipe, dict[str, torch.Tensor], str
 
     content = _content(Path(path))
     recipe, digest = _verified(content, Path(path))
-    return recipe, load(content), digest
+    return recipe, {name: t for name, t in load(content).items() if not _SNAPSHOT.fullmatch(name)}, digest
+
+
+def load_snapshots(path: str | Path) -> tuple[dict[str, torch.Tensor], ...]:
+    """Earlier states that an adapter file holds beside its own, oldest first; none in files without. Errors as `load_adapter`.
+
+    They are in 16 bits, and not pruned as the adapter's own state may be.
+    """
+    from safetensors.torch import load
+
+    content = _content(Path(path))
+    _verified(content, Path(path))
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in load(content).items():
+        if parts := _SNAPSHOT.fullmatch(key):
+            found.setdefault(int(parts[1]), {})[parts[2]] = tensor
+    return tuple(found[number] for number in sorted(found))
+
+
+def with_snapshots(
+    state: Mapping[str, torch.Tensor], snapshots: Sequence[Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter file with snapshots: theirs are called `snapshot.<number>/<name>`."""
+    earlier = {f"snapshot.{n}/{name}": t for n, found in enumerate(snapshots) for name, t in found.items()}
+    return {**state, **earlier}
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from peftseg.adapter_file import with_snapshots
 from peftseg.adapters import attach, learning_rates
 from peftseg.adapters.base import Attached
+from peftseg.adapters.options import PROTO_SEG
 from peftseg.dataset import prepare_scans, structures_overlap
 from peftseg.events import Reporter
 from peftseg.infer import segment
@@ -22,7 +24,9 @@ from peftseg.patches import Scan
 from peftseg.plan import Plan, make_plan
 from peftseg.preprocess import prepare
 from peftseg.recipe import choose_recipe, support_facts
+from peftseg.snapshots import MOST_VALUES, Recorder, State, small_enough
 from peftseg.study import LoadedScan
+from peftseg.warm_start import WarmStart, shortened, take_over, with_fewer
 from peftseg.weights import architecture, fingerprint, fit_head, load_base, n_outputs
 from peftseg.windows import window_for
 
@@ -45,6 +49,10 @@ class Setting:
     smaller_plan: bool = False
     scratch: bool = False
     """Start from random weights instead of the base's, as the comparison's reference does."""
+    snapshots: bool = False
+    """Keep earlier states, for `quality`; see `snapshots`."""
+    start: WarmStart | None = None
+    """Go on from this adapter, see `warm_start`; method, options, activation and decoder must be as it asks."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Adapted:
 
     `setting` is what was trained, `choice` how the method `auto` came to it (see `auto.choose`; empty for others).
     `base_fingerprint` is that of the weights it started from; `divisor` is the network's: windows for studies are
-    multiples of it (see `windows.window_for`).
+    multiples of it (see `windows.window_for`). `snapshots` are earlier states of the same training, not pruned.
     """
 
     setting: Setting
@@ -66,6 +74,11 @@ class Adapted:
     divisor: int | tuple[int, int, int]
     base_fingerprint: str
     choice: dict[str, Any] = field(default_factory=dict)
+    snapshots: tuple[State, ...] = ()
+
+    def stored_state(self) -> State:
+        """What the adapter file holds: the adapter's tensors, and its snapshots' where there are some."""
+        return with_snapshots(self.attached.state(), self.snapshots)
 
 
 def make_setting(
@@ -101,8 +114,13 @@ def make_setting(
 
 @dataclass(frozen=True)
 class Ready:
-    """Everything that training needs, and what it is expected to cost."""
+    """Everything that training needs, and what it is expected to cost.
 
+    `setting` is the one that was asked for, with the layers that fail on these scans where the option `layers` is
+    "proto-seg".
+    """
+
+    setting: Setting
     attached: Attached
     recipe: Preprocessing
     changes: list[str]
@@ -114,34 +132,102 @@ class Ready:
 
 def get_ready(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Ready:
     """Preprocess, attach and plan. Every choice that depends on the scans is made in here."""
-    facts = [support_facts(scan.volume, scan.masks, setting.entry.preprocessing.orientation) for scan in loaded]
-    recipe, changes = choose_recipe(setting.entry.preprocessing, facts)
+    recipe, changes = _recipe(setting, loaded)
     for change in changes:
         reporter.log(change)
     scans = prepare_scans(list(loaded), recipe, setting.structures, setting.activation == "sigmoid", setting.device)
     reporter.check()
     torch.manual_seed(setting.seed)
     network, anatomy, base_fingerprint = starting_network(setting)
+    setting = _with_failing_layers(setting, network, anatomy, recipe, loaded, reporter)
     attached = attach(network, anatomy, setting.method, setting.options, setting.train_decoder)
+    if setting.start is not None:
+        take_over(attached, setting.start, setting.structures, setting.activation, base_fingerprint)
     for note in attached.notes:
         reporter.log(note)
     network.to(setting.device)
     plan = plan_for(setting, scans, attached, anatomy.divisor)
+    if setting.start is not None and setting.epochs is None:
+        plan = shortened(plan, setting.start)
     reporter.log(plan.sentence())
-    return Ready(attached, recipe, changes, scans, plan, anatomy.divisor, base_fingerprint)
+    return Ready(setting, attached, recipe, changes, scans, plan, anatomy.divisor, base_fingerprint)
+
+
+def _with_failing_layers(
+    setting: Setting,
+    network: nn.Module,
+    anatomy: Anatomy,
+    recipe: Preprocessing,
+    loaded: Sequence[LoadedScan],
+    reporter: Reporter,
+) -> Setting:
+    """The setting with its layers by name where the scans are to choose them; the network stays as it is."""
+    if setting.options.get("layers") != PROTO_SEG:
+        return setting
+    from peftseg.explain.failing import with_failing_layers  # most trainings look into nothing
+    from peftseg.explain.subject import Subject
+
+    window, overlap = setting.entry.window, setting.entry.overlap
+    subject = Subject(network, (), setting.activation, recipe, window, overlap, {}, anatomy=anatomy)
+    options = with_failing_layers(
+        setting.options,
+        subject,
+        setting.structures,
+        loaded,
+        anatomy.decoder if setting.train_decoder else (),
+        setting.device,
+        setting.precision,
+        reporter,
+    )
+    return replace(setting, options=options)
+
+
+def _recipe(setting: Setting, loaded: Sequence[LoadedScan]) -> tuple[Preprocessing, list[str]]:
+    """The preprocessing, and what was changed of the base's in a sentence each."""
+    if setting.start is not None:
+        return setting.start.recipe.preprocessing, list(setting.start.recipe.record.get("recipe_changes", []))
+    facts = [support_facts(scan.volume, scan.masks, setting.entry.preprocessing.orientation) for scan in loaded]
+    return choose_recipe(setting.entry.preprocessing, facts)
 
 
 def train_adapter(setting: Setting, loaded: Sequence[LoadedScan], reporter: Reporter) -> Adapted:
     """Get ready, fit and prune, with the setting's method; `auto.adapt_scans` chooses one first where asked to."""
     ready = get_ready(setting, loaded, reporter)
-    attached, plan = ready.attached, ready.plan
-    groups = attached.parameter_groups(learning_rates(setting.options))
+    setting, attached, plan = ready.setting, ready.attached, ready.plan
+    rates = learning_rates(setting.options)
+    groups = attached.parameter_groups(rates if setting.start is None else with_fewer(rates))
     names = [s.name for s in setting.structures]
+    recorder = _recorder(attached, reporter) if setting.snapshots else None
     history = fit(
-        attached, groups, ready.scans, plan.schedule, setting.activation, reporter, plan.deadline, structures=names
+        recorder or attached,
+        groups,
+        ready.scans,
+        plan.schedule,
+        setting.activation,
+        reporter,
+        plan.deadline,
+        structures=names,
     )
+    snapshots = recorder.chosen((history.best_epoch + 1) / len(history.losses)) if recorder else ()
     attached.prune()
-    return Adapted(setting, attached, ready.recipe, ready.changes, plan, history, ready.divisor, ready.base_fingerprint)
+    return Adapted(
+        setting,
+        attached,
+        ready.recipe,
+        ready.changes,
+        plan,
+        history,
+        ready.divisor,
+        ready.base_fingerprint,
+        snapshots=snapshots,
+    )
+
+
+def _recorder(attached: Attached, reporter: Reporter) -> Recorder | None:
+    if small_enough(attached):
+        return Recorder(attached)
+    reporter.log(f"The adapter has more than {MOST_VALUES:,} values: it keeps no snapshots, its file stays small.")
+    return None
 
 
 def starting_network(setting: Setting) -> tuple[nn.Module, Anatomy, str]:

@@ -249,8 +249,8 @@ def _planned(
     usual = usual_setting(setting, choices[0])
     ready = get_ready(usual, loaded, _quiet(reporter))
     planned = ready.plan.schedule.epochs
-    for n in range(len(choices), 1, -1):
-        trials = _trials_wanted(n, len(folds))
+    for n, varied in [(n, varied) for varied in (True, False) for n in range(len(choices), 1, -1)]:
+        trials = _trials_wanted(n, len(folds), varied)
         if minutes is None:
             limit = SEARCH_TRAININGS * planned * len(loaded)
             epochs = min(planned, int(limit / trials / (len(loaded) - 1)))
@@ -264,9 +264,13 @@ def _planned(
     return Search(why=[f"{first} is used: the time is too short to try other methods."])
 
 
-def _trials_wanted(choices: int, folds: int) -> int:
-    """Trials of a race in which half of the methods drop out after two scans, and of some variations after it."""
-    return 2 * choices + (min(folds, MOST_FOLDS) - 2) * -(-choices // 2) + 2 * min(folds, MOST_VARIED_FOLDS)
+def _trials_wanted(choices: int, folds: int, varied: bool) -> int:
+    """Trials of a race in which half of the methods drop out after two scans, and of some variations after it, if any.
+
+    Without variations, where the time does not suffice for both, `_refine` still tries what is afforded in the end.
+    """
+    race = 2 * choices + (min(folds, MOST_FOLDS) - 2) * -(-choices // 2)
+    return race + (2 * min(folds, MOST_VARIED_FOLDS) if varied else 0)
 
 
 class _Trial:

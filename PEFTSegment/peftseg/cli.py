@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from peftseg import cli_compare, cli_inspect, cli_jobs, cli_models, cli_show, cli_site
+from peftseg import cli_batch, cli_compare, cli_dicom, cli_inspect, cli_jobs, cli_models, cli_show, cli_site
 from peftseg.cli_options import Parser, parse
 from peftseg.cli_progress import JsonLines
 from peftseg.errors import JobCancelled, PeftsegError
@@ -23,11 +23,13 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"peftseg {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     cli_jobs.add_subcommands(subparsers)
+    cli_batch.add_subcommands(subparsers)
     cli_site.add_subcommands(subparsers)
     cli_models.add_subcommands(subparsers)
     cli_show.add_subcommands(subparsers)
     cli_compare.add_subcommands(subparsers)
     cli_inspect.add_subcommands(subparsers)
+    cli_dicom.add_subcommands(subparsers)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The subcommands that run jobs: adapt, check, apply, rank, pretrain, jobs, worker. Torch-free until a job runs."""
+"""The subcommands that run jobs: adapt, check, rank, pretrain, jobs, worker. Torch-free until a job runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ def add_subcommands(subparsers: Any) -> None:
     """Add this module's subcommands to the command line."""
     _add_adapt(subparsers.add_parser("adapt", help="adapt a model to a support set"))
     _add_check(subparsers.add_parser("check", help="look at a support set before adapting: time, memory, mistakes"))
-    _add_apply(subparsers.add_parser("apply", help="segment studies with an adapter or a model"))
     _add_rank(subparsers.add_parser("rank", help="which unlabelled scan to label next"))
     _add_pretrain(subparsers.add_parser("pretrain", help="train a foundation model from labelled scans"))
     _add_jobs(subparsers.add_parser("jobs", help="list, cancel, resume and clean up jobs"))
@@ -38,6 +37,12 @@ def add_subcommands(subparsers: Any) -> None:
 def _add_adapt(parser: options.Parser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="the adapter to write, *.safetensors")
     parser.add_argument("--name", default="", help="name of the adapter (default: the structures' names)")
+    parser.add_argument(
+        "--start-from",
+        metavar="FILE|NAME",
+        help="go on from this adapter, with its scans and new ones, in half the time",
+    )
+    parser.add_argument("--no-snapshots", action="store_true", help="keep no earlier states in the file: half as large")
     _add_training(parser)
     parser.set_defaults(run=run_adapt)
 
@@ -55,25 +60,12 @@ def _add_training(parser: options.Parser) -> None:
     add("--structures", required=True, metavar="NAME=VALUE,...", help="what to segment, and its value in the labels")
     add("--method", default=config.AdaptJob.method, help="see `peftseg methods` (default: %(default)s)")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="option of the method; may be repeated")
+    add("--layers", metavar="NAME", help="as --option layers=NAME; proto-seg: those that fail on these scans")
     add("--budget", type=float, metavar="MIN", help="minutes after which the best so far is kept")
     add("--epochs", type=int, help="number of epochs (default: the method's own)")
     add("--estimate", default="none", help="none, or loo: leave one patient out at a time (default: %(default)s)")
     add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
     options.add_run_options(parser)
-
-
-def _add_apply(parser: options.Parser) -> None:
-    add = parser.add_argument
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--adapter", metavar="FILE|NAME", help="an adapter file, or a name in the library")
-    which.add_argument("--model", metavar="ID|DIR", help="a model as it is")
-    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders of files, or DICOM series folders")
-    add("--out", required=True, metavar="DIR", help="folder to write to")
-    add("--format", "--output-format", dest="format", default="nifti", help="nifti or nrrd (default: %(default)s)")
-    add("--overlap", type=float, help="overlap of neighbouring windows (default: the adapter's own)")
-    add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
-    options.add_run_options(parser)
-    parser.set_defaults(run=run_apply)
 
 
 def _add_rank(parser: options.Parser) -> None:
@@ -136,7 +128,13 @@ def _add_jobs(parser: options.Parser) -> None:
 
 def run_adapt(arguments: Namespace) -> int:
     """`peftseg adapt`."""
-    job = config.AdaptJob(out=arguments.out, name=arguments.name, **_training_fields(arguments))
+    job = config.AdaptJob(
+        out=arguments.out,
+        name=arguments.name,
+        snapshots=not arguments.no_snapshots,
+        start_from=arguments.start_from,
+        **_training_fields(arguments),
+    )
     return run_here(jobs.create_job(job), arguments.json)
 
 
@@ -150,7 +148,8 @@ def _training_fields(arguments: Namespace) -> dict[str, Any]:
     """What an adaptation and the look before it have in common."""
     from peftseg.adapters.table import check_options
 
-    method_options = options.parse_options(arguments.option)
+    layers = [] if arguments.layers is None else [f"layers={arguments.layers}"]
+    method_options = options.parse_options([*arguments.option, *layers])
     check_options(arguments.method, method_options)
     structures = options.parse_structures(arguments.structures, usable(arguments.model))
     return {
@@ -167,25 +166,6 @@ def _training_fields(arguments: Namespace) -> dict[str, Any]:
         "replace_nonfinite": arguments.replace_nonfinite,
         "precision": arguments.precision,
     }
-
-
-def run_apply(arguments: Namespace) -> int:
-    """`peftseg apply`."""
-    if arguments.model:
-        usable(arguments.model)
-    job = config.ApplyJob(
-        adapter=arguments.adapter,
-        model=arguments.model,
-        inputs=tuple(str(options.existing(path, "input")) for path in arguments.input),
-        out=arguments.out,
-        format=arguments.format,
-        device=arguments.device,
-        seed=arguments.seed,
-        replace_nonfinite=arguments.replace_nonfinite,
-        precision=arguments.precision,
-        overlap=arguments.overlap,
-    )
-    return run_here(jobs.create_job(job), arguments.json)
 
 
 def run_rank(arguments: Namespace) -> int:
@@ -243,13 +223,14 @@ def run_here(
     as_json: bool,
     runners: Mapping[str, worker.Runner] = worker.RUNNERS,
     show: Callable[[Event], None] | None = None,
+    on_interrupt: str = CANCEL,
 ) -> int:
     """Run a job in this process, show how it goes, and delete its folder unless it can be resumed or holds something.
 
-    Ctrl-C cancels the job as the Cancel button does; a second one interrupts it. `show` prints what a job that finished has to
-    say to people; None: every fact in a line.
+    Ctrl-C cancels the job as the Cancel button does, or asks for what `on_interrupt` says; a second one interrupts it. `show`
+    prints what a job that finished has to say to people; None: every fact in a line.
     """
-    with worker.output_in(jobdir / "worker.log") as (out, err), _cancel_on_interrupt(jobdir):
+    with worker.output_in(jobdir / "worker.log") as (out, err), _request_on_interrupt(jobdir, on_interrupt):
         echo = JsonLines(out) if as_json else ProgressBar(err)
         code = worker.run(jobdir, runners, echo)
     ending = ending_of(jobdir)
@@ -278,13 +259,13 @@ def _print_ending(ending: Event) -> None:
 
 
 @contextlib.contextmanager
-def _cancel_on_interrupt(jobdir: Path) -> Iterator[None]:
-    def cancel_job(number: int, frame: Any) -> None:
+def _request_on_interrupt(jobdir: Path, request: str) -> Iterator[None]:
+    def ask(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, before)
-        write_text(jobdir / "control", CANCEL)
+        write_text(jobdir / "control", request)
 
     before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, cancel_job)
+    signal.signal(signal.SIGINT, ask)
     try:
         yield
     finally:

@@ -111,3 +111,17 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     lines = [list(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def print_json(value: Any) -> None:
+    """Print a result for another program to read."""
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def print_done(done: str, result: Any, as_json: bool) -> int:
+    """Print what was done, e.g. "imported", and its result; returns exit code 0."""
+    if as_json:
+        print_json({done: result})
+    else:
+        print(f"{done.capitalize()}: {cell(result)}" if result is not None else f"{done.capitalize()}.")
+    return 0

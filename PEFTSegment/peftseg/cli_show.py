@@ -1,20 +1,19 @@
-"""The subcommands that show and share: methods, adapters, evaluate, demo, doctor. Torch-free until needed."""
+"""The subcommands that show and share: methods, adapters (with `cli_daily`), evaluate, demo, doctor. Torch-free at first."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftseg import cli_daily, jobs
 from peftseg import cli_options as options
-from peftseg import jobs
 from peftseg.cli_jobs import run_here
-from peftseg.cli_progress import JsonLines, ProgressBar, cell, table
+from peftseg.cli_progress import JsonLines, ProgressBar, print_done, print_json, table
 from peftseg.config import SuggestJob
 from peftseg.events import Reporter, plain
 from peftseg.licences import usable
@@ -43,11 +42,13 @@ def _show(parser: options.Parser, function: Any) -> None:
 
 def _add_adapters(parser: options.Parser) -> None:
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="list|show|export|import|rename|remove|suggest|folders"
+        dest="verb",
+        required=True,
+        metavar="list|show|export|import|publish|rename|remove|suggest|folders|references|drift",
     )
     _show(verbs.add_parser("list", help="all adapters in the library"), adapters_list)
     for verb, text, function in (
-        ("show", "what an adapter is and how it was made", adapters_show),
+        ("show", "its model card: what an adapter is, how it was made, how good it is", cli_daily.show),
         ("export", "copy an adapter out of the library", adapters_export),
         ("remove", "delete an adapter from the library", adapters_remove),
     ):
@@ -56,9 +57,7 @@ def _add_adapters(parser: options.Parser) -> None:
         if verb == "export":
             verb_parser.add_argument("file", metavar="FILE", help="where to write it")
         _show(verb_parser, function)
-    verb_parser = verbs.add_parser("import", help="take an adapter file into the library")
-    verb_parser.add_argument("file", metavar="FILE")
-    _show(verb_parser, adapters_import)
+    cli_daily.add_verbs(verbs)
     verb_parser = verbs.add_parser("rename", help="give an adapter of the library another name")
     verb_parser.add_argument("adapter", metavar="NAME")
     verb_parser.add_argument("new_name", metavar="NEWNAME")
@@ -122,31 +121,11 @@ def adapters_list(arguments: Namespace) -> int:
     return 0
 
 
-def adapters_show(arguments: Namespace) -> int:
-    """`peftseg adapters show NAME|FILE`."""
-    from peftseg.library import show_adapter
-
-    found = show_adapter(arguments.adapter)
-    if arguments.json:
-        print_json(found)
-    else:
-        for key, value in found.items():
-            print(f"{key}: {cell(value)}")
-    return 0
-
-
 def adapters_export(arguments: Namespace) -> int:
     """`peftseg adapters export NAME FILE`."""
     from peftseg.library import export_adapter
 
     return print_done("exported", export_adapter(arguments.adapter, Path(arguments.file)), arguments.json)
-
-
-def adapters_import(arguments: Namespace) -> int:
-    """`peftseg adapters import FILE`."""
-    from peftseg.library import import_adapter
-
-    return print_done("imported", import_adapter(options.existing(arguments.file, "adapter file")), arguments.json)
 
 
 def adapters_remove(arguments: Namespace) -> int:
@@ -241,20 +220,6 @@ def doctor(arguments: Namespace) -> int:
         print_json(facts)
     else:
         print(report_text(facts))
-    return 0
-
-
-def print_json(value: Any) -> None:
-    """Print a result for another program to read."""
-    print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def print_done(done: str, result: Any, as_json: bool) -> int:
-    """Print what was done, e.g. "imported", and its result; returns exit code 0."""
-    if as_json:
-        print_json({done: result})
-    else:
-        print(f"{done.capitalize()}: {cell(result)}" if result is not None else f"{done.capitalize()}.")
     return 0
 
 

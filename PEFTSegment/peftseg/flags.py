@@ -6,6 +6,7 @@ Rules about shape and place only: they know nothing of the scan's grey values, s
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -19,6 +20,7 @@ TOUCHING = np.ones((3, 3, 3), dtype=bool)  # voxels that share a corner belong t
 SIDES = {"R": "right", "L": "left", "A": "front", "P": "back", "S": "upper", "I": "lower"}
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 Box = tuple[slice, slice, slice]
+Facts = Mapping[str, Mapping[str, Any]]
 
 
 def check_result(
@@ -26,6 +28,7 @@ def check_result(
     structures: Sequence[Structure],
     grid: Grid,
     usual_borders: Mapping[str, Collection[str]] | None = None,
+    facts: Facts | None = None,
 ) -> dict[str, list[str]]:
     """Look at every structure of a segmentation.
 
@@ -38,13 +41,16 @@ def check_result(
         Of the result.
     usual_borders : dict, optional
         Structure name -> borders that it touched in the scans it was learnt from (`borders`), which are not worth a word.
+    facts : mapping, optional
+        Structure name -> what it looks like in those scans (`structure_facts`): as many pieces as there (both sides under one
+        label, say) are not worth a word, but fewer are. Without them a structure is expected in one piece.
 
     Returns
     -------
     dict
         Structure name -> sentences; an empty list where nothing stands out.
     """
-    boxes = _boxes(result, structures)
+    boxes = boxes_of(result, structures)
     found: dict[str, list[str]] = {}
     cropped: dict[str, np.ndarray] = {}
     for row, structure in enumerate(structures):
@@ -55,13 +61,15 @@ def check_result(
         mask = result[(row, *box)] if result.ndim == 4 else result[box] == structure.value
         cropped[structure.name] = mask
         usual = (usual_borders or {}).get(structure.name, ())
-        found[structure.name] = [*_border_words(_touched(box, grid), usual), *_pieces(mask)]
+        pieces = (facts or {}).get(structure.name, {}).get("components")
+        touched = unusual_borders(box, grid, usual)
+        found[structure.name] = [*_border_words(touched), *_piece_words(_pieces(mask), pieces)]
     for name in _on_wrong_side(cropped, boxes, grid):
         found[name].append("lies on the wrong side: left and right may be swapped")
     return found
 
 
-def _boxes(result: np.ndarray, structures: Sequence[Structure]) -> dict[str, Box | None]:
+def boxes_of(result: np.ndarray, structures: Sequence[Structure]) -> dict[str, Box | None]:
     """The box around each structure, None for one without voxels."""
     if result.ndim == 4:
         return {s.name: _box(result[row]) for row, s in enumerate(structures)}
@@ -93,8 +101,7 @@ def _touched(box: Box, grid: Grid) -> list[str]:
     return [SIDES[code] for code in sorted(codes, key="SIAPLR".index)]
 
 
-def _border_words(touched: Sequence[str], usual: Collection[str]) -> list[str]:
-    sides = [side for side in touched if side not in usual]
+def _border_words(sides: Sequence[str]) -> list[str]:
     if not sides:
         return []
     if sides == ["some"]:
@@ -103,13 +110,29 @@ def _border_words(touched: Sequence[str], usual: Collection[str]) -> list[str]:
     return [f"touches the {text} border of the scan"]
 
 
-def _pieces(mask: np.ndarray) -> list[str]:
+def unusual_borders(box: Box, grid: Grid, usual: Collection[str]) -> list[str]:
+    """The borders of the scan that a box reaches and that are not among the usual ones."""
+    return [side for side in _touched(box, grid) if side not in usual]
+
+
+def _pieces(mask: np.ndarray) -> int:
+    """How many pieces are large enough to count."""
     labels, count = ndimage.label(mask, TOUCHING)
     if count < 2:
-        return []
+        return count
     sizes = np.bincount(labels.ravel())[1:]
-    large = int(np.count_nonzero(sizes > PIECE_SHARE * sizes.sum()))
-    return [f"is in {large} separate pieces"] if large > 1 else []
+    return int(np.count_nonzero(sizes > PIECE_SHARE * sizes.sum()))
+
+
+def _piece_words(pieces: int, usual: Mapping[str, float] | None) -> list[str]:
+    fewest, most = (1, 1) if usual is None else (round(usual["min"]), round(usual["max"]))
+    if fewest <= pieces <= most or pieces == 0:
+        return []
+    found = "is in one piece" if pieces == 1 else f"is in {pieces} separate pieces"
+    if (fewest, most) == (1, 1):
+        return [found]
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    return [f"{found}; in the scans that it was learnt from there are {count}"]
 
 
 def _on_wrong_side(cropped: dict[str, np.ndarray], boxes: dict[str, Box | None], grid: Grid) -> list[str]:

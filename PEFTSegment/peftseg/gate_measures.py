@@ -126,7 +126,7 @@ def _volume_words(case: Case, value: float, by_structure: Mapping[str, float]) -
     before, after = (_median(e.volumes[worst]) for e in (case.before, case.after))
     return Measure(
         value,
-        f"The {worst} has {_ml(after)} in the middle of the scans (with the base model {_ml(before)}); in the scans that "
+        f"The {worst} has a median of {_ml(after)} in these scans (with the base model {_ml(before)}); in the scans that "
         f"the base model learnt from it has {_ml(usual['min'])} to {_ml(usual['max'])}.",
     )
 
@@ -180,7 +180,7 @@ def _transform_drop(case: Case) -> Measure:
     return Measure(
         before - after,
         f"When the scans are turned, moved, brightened or darkened a little, the results change more than with the base "
-        f"model: agreement {after:.2f} instead of {before:.2f} (1 is complete agreement).",
+        f"model: agreement {after:.3f} instead of {before:.3f} (1 is complete agreement).",
     )
 
 
@@ -197,8 +197,8 @@ def _early_drop(case: Case) -> Measure:
     before, after = _paired(case.before.early_agreement, case.after.early_agreement)
     return Measure(
         before - after,
-        f"What the first half of the network sees agrees less with the final result than with the base model: {after:.2f} "
-        f"instead of {before:.2f} (1 is complete agreement).",
+        f"What the first half of the network sees agrees less with the final result than with the base model: {after:.3f} "
+        f"instead of {before:.3f} (1 is complete agreement).",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from peftseg.resample import Taps, interpolate, taps_back
 from peftseg.windows import Forward, Slab, logit_slabs, tile
 
 ACCUMULATOR_BYTES = 2**30
+Observer = Callable[[Prepared, Slab], None]
 HEAD_VOXELS = 2**15  # features of so many voxels at a time, so that they stay in the processor's cache
 
 
@@ -42,6 +43,7 @@ def segment(
     reporter: Reporter | None = None,
     batch: int = 1,
     accumulator_bytes: int = ACCUMULATOR_BYTES,
+    observer: Observer | None = None,
 ) -> np.ndarray:
     """Segment a prepared study.
 
@@ -67,6 +69,8 @@ def segment(
     accumulator_bytes : int
         Limit for blended logits; large volumes with many structures are done in strips that keep to it (but no strip
         is narrower than the step between two windows).
+    observer : callable, optional
+        Gets the study and every slab of blended logits, which it must not change or keep.
 
     Returns
     -------
@@ -107,7 +111,9 @@ def segment(
             padding=prepared.background,
         )
         for slab in slabs:
-            write(view, slab, _owned(taps, slab, prepared.grid.shape))
+            write(view, slab, owned_taps(taps, slab, prepared.grid.shape))
+            if observer is not None:
+                observer(prepared, slab)
     return labels
 
 
@@ -216,7 +222,7 @@ def _pointwise(conv: nn.Conv3d, features: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _owned(taps: tuple[Taps, Taps, Taps], slab: Slab, shape: tuple[int, int, int]) -> tuple[Taps, Taps, Taps]:
+def owned_taps(taps: tuple[Taps, Taps, Taps], slab: Slab, shape: tuple[int, int, int]) -> tuple[Taps, Taps, Taps]:
     """The study's planes and rows in this slab, and all its columns; a shared border belongs to the next slab."""
     planes, rows = (
         _within(tap, first, last if last == size - 1 else last - 1).shifted(first)

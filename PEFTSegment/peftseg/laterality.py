@@ -25,6 +25,12 @@ def paired_names(names: Iterable[str]) -> list[tuple[str, str]]:
     ]
 
 
+def side(name: str) -> str | None:
+    """ "left" or "right", as the name's one side word says; None for names without one, or with several."""
+    word = _side_key(name)[-1]
+    return {**dict.fromkeys(_SIDES, "left"), **dict.fromkeys(_SIDES.values(), "right")}.get(word)
+
+
 def _side_key(name: str) -> tuple[str, ...]:
     """Parts of a name around its one side word, and that word; names without one, or with several, have no side."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # "LeftKidney" is two words

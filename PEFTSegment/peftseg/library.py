@@ -18,11 +18,18 @@ from peftseg.errors import BadInput, unknown_name
 from peftseg.library_rows import SUFFIX, Row, ref_of, row_of, rows_of
 from peftseg.locks import FileLock
 from peftseg.paths import adapters_dir, atomic_write, locks_dir
-from peftseg.shared_folders import add_shared_folder, remove_shared_folder, shared_folders, shared_problems
+from peftseg.shared_folders import (
+    add_shared_folder,
+    remove_shared_folder,
+    shared_folders,
+    shared_problems,
+    shared_rows,
+)
 
 __all__ = [
     "add_shared_folder",
     "export_adapter",
+    "file_name",
     "find_adapter",
     "import_adapter",
     "list_adapters",
@@ -63,9 +70,8 @@ def list_adapters(check: bool = True) -> list[Row]:
     rows = _own_rows(check)
     for folder in shared_folders():
         taken = {row["ref"] for row in rows}
-        with contextlib.suppress(OSError):  # told by `shared_problems`
-            found = rows_of(folder, check)
-            rows += [{**row, "source": str(folder), "writable": False} for row in found if row["ref"] not in taken]
+        found = shared_rows(folder, check)  # none of a drive that is not there, as `shared_problems` tells
+        rows += [{**row, "source": str(folder), "writable": False} for row in found if row["ref"] not in taken]
     return sorted(rows, key=lambda row: (row["name"], row["version"] or 0))
 
 
@@ -158,7 +164,7 @@ def export_adapter(ref: str | Path, path: str | Path) -> Path:
     source = find_adapter(ref)
     recipe, digest = read_adapter_info(source)
     target = Path(path)
-    target = target / _file_name(recipe.name, recipe.version) if target.is_dir() else target
+    target = target / file_name(recipe.name, recipe.version) if target.is_dir() else target
     if target.suffix != SUFFIX:
         raise BadInput(f"The file name '{target.name}' does not end in {SUFFIX}.", "Give such a name, or a folder.")
     if target.exists():
@@ -191,7 +197,7 @@ def rename_adapter(ref: str, new_name: str) -> Path:
     with _locked():
         version = next_version(new_name)
         content, _ = renamed(path, new_name, version)
-        target = adapters_dir() / _file_name(new_name, version)
+        target = adapters_dir() / file_name(new_name, version)
         with atomic_write(target) as temporary:
             temporary.write_bytes(content)
         try:
@@ -237,7 +243,7 @@ def _own_rows(check: bool) -> list[Row]:
 
 def _store(path: Path) -> Path:
     recipe, digest = read_adapter_info(path)
-    target = adapters_dir() / _file_name(recipe.name, recipe.version)
+    target = adapters_dir() / file_name(recipe.name, recipe.version)
     found = [row_of(Path(row["path"]), check=row["hash"] == digest) or row for row in _own_rows(check=False)]
     same = [row for row in found if row["hash"] == digest]
     if same:
@@ -311,7 +317,7 @@ def _ambiguous(ref: str | Path, matches: list[Row]) -> BadInput:
     return BadInput(f"'{ref}' means {len(matches)} adapters: {options}.", "Give one of these.")
 
 
-def _file_name(name: str, version: int) -> str:
+def file_name(name: str, version: int) -> str:
     """`<name>-v<version>.safetensors`."""
     return f"{_safe(name)}-v{version}{SUFFIX}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from peftseg.errors import BadInput
 
-FOLDERS = ("models", "adapters", "jobs", "locks")
+FOLDERS = ("models", "adapters", "jobs", "locks", "references")
 SHARED_LIBRARIES = "shared-libraries.json"  # the list of shared adapter folders, in the home folder
 LOW_SPACE = 1 << 20  # bytes; with less than this left, a writer's own error is read as a full disk
 RENAME_PATIENCE_S = 2.0  # Windows refuses to replace a file that a reader has open at that moment
@@ -69,6 +69,11 @@ def jobs_dir() -> Path:
 def locks_dir() -> Path:
     """The folder of the device lock files, made owner-only when it is not there."""
     return owner_only(home() / "locks")
+
+
+def references_dir() -> Path:
+    """The folder of pinned reference scans and their results, made owner-only when it is not there."""
+    return owner_only(home() / "references")
 
 
 def owner_only(folder: Path) -> Path:

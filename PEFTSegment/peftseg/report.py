@@ -95,7 +95,7 @@ def overlay(
     scan, spacing = _to_ras(image, grid)
     maps = [(m if m is None else _to_ras(m, grid)[0]) for m in (truth, prediction)]
     where = slices_through(None if focus is None else _to_ras(focus, grid)[0], scan.shape)
-    figure, axes = _figure(1, 3, (12, 4.2))
+    figure, axes = new_figure(1, 3, (12, 4.2))
     for axis, (name, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
         shown = [
             m if m is None else np.take(m, where[through], axis=through).T for m in (scan, *maps)
@@ -108,7 +108,7 @@ def overlay(
         axis.set_title(name, fontsize=10)
         axis.set_axis_off()
     _legend(figure, structures, truth is not None, prediction is not None)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def slices_through(focus: np.ndarray | None, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -135,7 +135,7 @@ def curves(losses: Sequence[float], ranks: Sequence[Mapping[str, int]] = ()) -> 
         PNG.
     """
     ranked = any(ranks)
-    figure, axes = _figure(1, 2 if ranked else 1, (11 if ranked else 6, 3.6))
+    figure, axes = new_figure(1, 2 if ranked else 1, (11 if ranked else 6, 3.6))
     axes = np.atleast_1d(axes)
     axes[0].plot(range(1, len(losses) + 1), losses, color="tab:blue")
     axes[0].set(xlabel="epoch", ylabel="training loss", title="Loss")
@@ -143,7 +143,7 @@ def curves(losses: Sequence[float], ranks: Sequence[Mapping[str, int]] = ()) -> 
         _rank_curves(axes[1], ranks)
     for axis in axes:
         axis.grid(alpha=0.3)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def training_history(events: Iterable[Mapping[str, Any]]) -> tuple[list[float], list[dict[str, int]]]:
@@ -171,7 +171,7 @@ def _to_ras(array: np.ndarray, grid: Grid) -> tuple[np.ndarray, tuple[float, ...
     return np.flip(turned, backwards), tuple(grid.spacing[i] for i in order)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """Figure and axes that belong to no window and no global state."""
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -182,7 +182,8 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     return figure, figure.subplots(rows, columns)
 
 
-def _png(figure: Any) -> bytes:
+def figure_png(figure: Any) -> bytes:
+    """The bytes of a PNG of a figure."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=100)
     return stream.getvalue()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ from peftseg.adapters import attach_saved
 from peftseg.adapters.base import Attached
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
-from peftseg.infer import ACCUMULATOR_BYTES, segment
+from peftseg.infer import ACCUMULATOR_BYTES, Observer, segment
 from peftseg.library import find_adapter
 from peftseg.licences import usable
 from peftseg.models import ModelEntry, Preprocessing, Structure, known_models
 from peftseg.networks import Anatomy, replace_head
 from peftseg.paths import models_dir
-from peftseg.preprocess import prepare
+from peftseg.preprocess import Prepared, prepare
 from peftseg.site_attach import attach_site_saved
 from peftseg.site_options import SITE
 from peftseg.volume import Volume
@@ -45,6 +46,9 @@ class Segmenter:
         Flat facts that every result carries.
     usual_borders : dict
         Structure name -> borders of the scan that it touched in the support set; see `flags.check_result`.
+    structure_facts : dict
+        Size and shape of the structures in the scans that the network was trained on, see `structure_facts`; empty where
+        nobody kept them.
     """
 
     network: nn.Module
@@ -57,6 +61,7 @@ class Segmenter:
     smallest_window: tuple[int, int, int] | None = None
     window_step: int | tuple[int, int, int] = 1
     usual_borders: dict[str, list[str]] = field(default_factory=dict)
+    structure_facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def window_on(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """The window for a prepared image of this many voxels."""
@@ -72,7 +77,11 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
         Unknown or damaged adapter, or its base is not here or is another one.
     """
     recipe, state, digest = load_adapter(find_adapter(ref))
-    return segmenter_of(recipe, load_adapted_network(recipe, state, find_base(recipe)), digest)
+    entry = find_base(recipe)
+    segmenter = segmenter_of(recipe, load_adapted_network(recipe, state, entry), digest)
+    if recipe.method == SITE:  # made without labels: what is known of the structures is the base's knowledge
+        return replace(segmenter, structure_facts=entry.record.get("structure_facts", {}))
+    return segmenter
 
 
 def segmenter_of(recipe: Recipe, network: nn.Module, digest: str) -> Segmenter:
@@ -95,6 +104,7 @@ def segmenter_of(recipe: Recipe, network: nn.Module, digest: str) -> Segmenter:
         recipe.smallest_window,
         recipe.window_step,
         recipe.record.get("borders", {}),
+        recipe.record.get("structure_facts", {}),
     )
 
 
@@ -118,7 +128,14 @@ def base_segmenter(entry: ModelEntry) -> tuple[Segmenter, Anatomy]:
     network, anatomy = load_base(entry)
     facts = {"base": entry.id, "base_fingerprint": fingerprint(network.state_dict(), architecture(entry))}
     segmenter = Segmenter(
-        network, entry.structures, entry.activation, entry.preprocessing, entry.window, entry.overlap, facts
+        network,
+        entry.structures,
+        entry.activation,
+        entry.preprocessing,
+        entry.window,
+        entry.overlap,
+        facts,
+        structure_facts=entry.record.get("structure_facts", {}),
     )
     return segmenter, anatomy
 
@@ -146,6 +163,12 @@ def attach_adapter(recipe: Recipe, state: dict[str, torch.Tensor], entry: ModelE
     BadInput
         The entry's weights are not those that the adapter was made from, or the state does not fit.
     """
+    network, anatomy = base_for(recipe, entry)
+    return attach_to(recipe, state, network, anatomy), anatomy
+
+
+def base_for(recipe: Recipe, entry: ModelEntry) -> tuple[nn.Module, Anatomy]:
+    """The base's plain network for an adapter; BadInput where its weights are not those that the adapter was made from."""
     network, anatomy = load_base(entry)
     found = fingerprint(network.state_dict(), architecture(entry))
     if found != recipe.base_fingerprint:
@@ -154,11 +177,15 @@ def attach_adapter(recipe: Recipe, state: dict[str, torch.Tensor], entry: ModelE
             f"fingerprint {recipe.base_fingerprint[:12]}, but model '{entry.id}' here has {found[:12]}.",
             "Get the model version that the adapter was made with, or adapt this one again.",
         )
+    return network, anatomy
+
+
+def attach_to(recipe: Recipe, state: dict[str, torch.Tensor], network: nn.Module, anatomy: Anatomy) -> Attached:
+    """An adapter attached to its base's plain network, in place; BadInput where the state does not fit."""
     if recipe.method == SITE:  # the base's own head
-        return attach_site_saved(network, anatomy, recipe.options, state), anatomy
+        return attach_site_saved(network, anatomy, recipe.options, state)
     replace_head(network, anatomy, n_outputs(recipe.structures, recipe.activation))
-    attached = attach_saved(network, anatomy, recipe.method, recipe.options, recipe.train_decoder, state)
-    return attached, anatomy
+    return attach_saved(network, anatomy, recipe.method, recipe.options, recipe.train_decoder, state)
 
 
 def find_base(recipe: Recipe) -> ModelEntry:
@@ -192,6 +219,8 @@ def segment_volume(
     overlap: float | None = None,
     precision: str = "auto",
     reporter: Reporter | None = None,
+    observer: Observer | None = None,
+    prepared: Prepared | None = None,
 ) -> np.ndarray:
     """Segment a study in memory.
 
@@ -199,6 +228,10 @@ def segment_volume(
     ----------
     overlap : float or None
         Of neighbouring windows, 0 to below 1; None for the segmenter's own.
+    observer : callable, optional
+        See `infer.segment`.
+    prepared : Prepared, optional
+        What `prepare` makes of the volume, where it was done before.
 
     Returns
     -------
@@ -206,7 +239,7 @@ def segment_volume(
         "softmax": (I, J, K) label map with the structures' values; "sigmoid": (C, I, J, K) bool, one mask a structure.
         On the study's own grid.
     """
-    prepared = prepare(volume, segmenter.preprocessing)
+    prepared = prepare(volume, segmenter.preprocessing) if prepared is None else prepared
     result = segment(
         segmenter.network,
         prepared,
@@ -218,6 +251,7 @@ def segment_volume(
         precision=precision,
         reporter=reporter,
         accumulator_bytes=ACCUMULATOR_BYTES // (SMALLER if reporter is not None and reporter.smaller_plan else 1),
+        observer=observer,
     )
     if segmenter.activation == "sigmoid":
         return result

@@ -1,13 +1,28 @@
-"""Adapter folders of others, e.g. of the department, shown beside the own library: read, never written to. Torch-free."""
+"""Adapter folders of others, e.g. of the department, shown beside the own library: read, never written to. Torch-free.
+
+They may lie on network drives that vanish. A drive that is gone often does not answer at all, and a program that asks it
+hangs; so it is asked in a thread, given up after a few seconds, and not asked again for a while.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from peftseg.errors import BadInput, unknown_name
+from peftseg.library_rows import SUFFIX, Row, row_of
 from peftseg.paths import SHARED_LIBRARIES, adapters_dir, home, write_text
+
+PATIENCE_S = 4.0  # for the answer of a folder
+FILE_PATIENCE_S = 60.0  # for one file of it, which may be hashed
+QUIET_S = 30.0  # a folder that did not answer is not asked again for so long
+NO_ANSWER = "its drive does not answer"
+_SILENT: dict[Path, float] = {}  # folder -> when it did not answer
 
 
 def shared_folders() -> list[Path]:
@@ -30,12 +45,8 @@ def add_shared_folder(path: str | Path) -> None:
         It is not there or cannot be read, is the own library, or the settings file is damaged.
     """
     folder = Path(os.path.abspath(Path(path).expanduser()))
-    try:
-        os.listdir(folder)
-    except OSError as error:
-        raise BadInput(
-            f"The folder {folder} cannot be read: {error.strerror}.", "Check the path, and that its drive is connected."
-        ) from error
+    _SILENT.pop(folder, None)  # the user asks for it now
+    ask_folder(folder)
     if os.path.samefile(folder, adapters_dir()):
         raise BadInput(f"{folder} is your own library.", "Choose the folder of somebody else.")
     folders = _folders_to_change()
@@ -52,15 +63,90 @@ def remove_shared_folder(path: str | Path) -> None:
     _write([f for f in folders if f != folder])
 
 
-def _problem_of(folder: Path) -> str:
-    try:
-        os.listdir(folder)
-    except OSError as error:
-        return (
-            f"The shared folder {folder} cannot be read ({error.strerror}): its adapters are not listed. "
-            "Connect its drive, or take it off the list of shared folders."
+def ask_folder(folder: Path) -> None:
+    """BadInput where a folder cannot be read or does not answer."""
+    problem = _asked(folder)
+    if problem:
+        raise BadInput(
+            f"The folder {folder} cannot be read: {problem}.", "Check the path, and that its drive is connected."
         )
-    return ""
+
+
+def shared_rows(folder: Path, check: bool) -> list[Row]:
+    """Rows of a shared folder's adapters, as `library_rows.rows_of`; none where its drive is not there or goes meanwhile."""
+    if _asked(folder):
+        return []
+    rows = []
+    for row in _in_thread(folder, check):
+        if row is None:
+            return []
+        rows.append(row)
+    broken = [row for row in rows if row["problem"]]
+    return [] if broken and _asked(folder) else rows  # one message for the drive, not one a file
+
+
+def _in_thread(folder: Path, check: bool) -> Iterator[Row | None]:
+    """The rows as they come; None, and nothing more, where the folder stops answering."""
+    answers: queue.Queue[Row | str] = queue.Queue()
+
+    def read() -> None:
+        try:
+            for name in sorted(n for n in os.listdir(folder) if n.endswith(SUFFIX) and not n.startswith(".")):
+                row = row_of(folder / name, check)
+                if row is not None:
+                    answers.put(row)
+        except OSError as error:
+            answers.put(error.strerror or str(error))
+        else:
+            answers.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            found = answers.get(timeout=FILE_PATIENCE_S)
+        except queue.Empty:
+            _SILENT[folder] = time.monotonic()
+            yield None
+            return
+        if isinstance(found, str):
+            if found:
+                yield None
+            return
+        yield found
+
+
+def _asked(folder: Path) -> str:
+    """Why a folder cannot be listed, or ""; a folder that does not answer is not asked again for a while."""
+    if time.monotonic() - _SILENT.get(folder, -QUIET_S) < QUIET_S:
+        return NO_ANSWER
+    answers: queue.Queue[str] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            os.listdir(folder)
+        except OSError as error:
+            answers.put(error.strerror or str(error))
+        else:
+            answers.put("")
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=PATIENCE_S)
+    except queue.Empty:
+        _SILENT[folder] = time.monotonic()
+        return NO_ANSWER
+    _SILENT.pop(folder, None)
+    return answer
+
+
+def _problem_of(folder: Path) -> str:
+    problem = _asked(folder)
+    if not problem:
+        return ""
+    return (
+        f"The shared folder {folder} cannot be read ({problem}): its adapters are not listed. "
+        "Connect its drive, or take it off the list of shared folders."
+    )
 
 
 def _folders_to_change() -> list[Path]:

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ from peftseg.licences import licence_text, usable
 from peftseg.metrics import dice
 from peftseg.models import ModelEntry, remember
 from peftseg.site_layers import describe_site
+from peftseg.structure_facts import structure_facts
 from peftseg.study import LoadedScan, require_writable_dir
 from peftseg.version import __version__
+from peftseg.warm_start import WarmStart, check_scans, lineage, read_start
 
 FEWEST_TO_ESTIMATE = 3  # scans, for leaving one out
 
@@ -53,23 +56,25 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = check_output(Path(job.out))
-    name = job.name or " + ".join(s.name for s in job.structures)
-    check_name(name)
     entry = usable(job.model)
+    start = read_start(job, entry) if job.start_from else None
+    name = job.name or (start.recipe.name if start else " + ".join(s.name for s in job.structures))
+    check_name(name)
     if entry.directory is not None and Path(job.model).is_dir():
         remember(entry.directory)  # so that the adapter finds its base again
     options = check_options(job.method, job.options)
     device = choose_device(job.device)
     loaded = load_scans(job.support, job.structures, job.replace_nonfinite, reporter)
     _warn_about(loaded, reporter)
-    setting = job_setting(job, entry, options, device, loaded, reporter)
+    setting = replace(job_setting(job, entry, options, device, loaded, reporter), snapshots=job.snapshots)
+    setting = setting if start is None else started_from(setting, start, loaded)
     adapted = adapt_scans(setting, loaded, reporter)
     site = describe_site(entry, [scan.volume for scan in loaded], adapted.recipe, device, reporter)
     estimate, left_out = leave_one_out(setting, loaded, reporter) if job.estimate == "loo" else (None, [])
     recipe = Recipe(
         format=FORMAT,
         name=name,
-        version=next_version(name),
+        version=max(next_version(name), start.recipe.version + 1 if start and start.recipe.name == name else 1),
         method=adapted.setting.method,
         options=adapted.setting.options,
         train_decoder=setting.train_decoder,
@@ -77,7 +82,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         base_fingerprint=adapted.base_fingerprint,
         base_licence=licence_text(entry),
         network=entry.network,
-        structures=job.structures,
+        structures=setting.structures,
         activation=setting.activation,
         preprocessing=adapted.recipe,
         window=entry.window,
@@ -87,7 +92,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         record=training_record(adapted, setting, loaded, estimate, time.monotonic() - started) | {"site": site},
     )
     reporter.check()
-    saved = save_result(out, recipe, adapted.attached.state(), job.store, reporter)
+    saved = save_result(out, recipe, adapted.stored_state(), job.store, reporter)
     return {
         "adapter": str(out),
         **saved,
@@ -119,7 +124,7 @@ def save_result(
     if in_library:
 
         def write(version: int) -> Path:
-            save_adapter(out, replace(recipe, version=version), state)
+            save_adapter(out, replace(recipe, version=max(version, recipe.version)), state)
             return out
 
         try:
@@ -151,6 +156,20 @@ def job_setting(
         epochs=job.epochs,
         budget_minutes=budget,
         smaller_plan=reporter.smaller_plan,
+    )
+
+
+def started_from(setting: Setting, start: WarmStart, loaded: list[LoadedScan]) -> Setting:
+    """The setting of going on from an adapter: its method, options and head, and its decoder or a novel structure's."""
+    check_scans(start, loaded)
+    recipe = start.recipe
+    return replace(
+        setting,
+        method=recipe.method,
+        options=check_options(recipe.method, recipe.options),
+        activation=recipe.activation,
+        train_decoder=recipe.train_decoder or setting.train_decoder,
+        start=start,
     )
 
 
@@ -216,6 +235,7 @@ def training_record(
 ) -> dict[str, Any]:
     """Facts about the training for the adapter file: no paths, no names of scans."""
     history = adapted.history
+    start = setting.start
     states = {s.name: [label_state(scan, s.name) for scan in loaded] for s in setting.structures}
     return {
         "shots": len(loaded),
@@ -223,6 +243,7 @@ def training_record(
             name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()
         },
         "borders": {s.name: usual_borders(s.name, loaded) for s in setting.structures},
+        "structure_facts": structure_facts(loaded, setting.structures),
         "novel": sorted({s.name for s in setting.structures} - {s.name for s in setting.entry.known_structures}),
         "epochs": len(history.losses),
         "best_epoch": history.best_epoch + 1,
@@ -237,7 +258,9 @@ def training_record(
         "ranks": adapted.attached.facts().get("ranks", {}),
         "estimate": estimate if estimate is not None else "not estimated",
         **({"choice": adapted.choice} if adapted.choice else {}),
+        **({"parent": lineage(start)} if start is not None else {}),
         "seconds": round(seconds, 1),
+        "made": datetime.now(timezone.utc).date().isoformat(),
         "software": {"peftseg": __version__, "torch": torch.__version__.split("+")[0]},
     }
 

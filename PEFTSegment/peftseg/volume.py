@@ -28,6 +28,7 @@ __all__ = [
     "Volume",
     "file_stem",
     "file_suffix",
+    "finite_voxels",
     "read_labels",
     "read_volume",
     "write_segmentation",
@@ -146,7 +147,7 @@ def read_volume(path: Path | str, replace_nonfinite: float | None = None) -> Vol
         grid = _grid(reader, path)
         array = _voxels(reader, path, sitk.sitkFloat32)
         notes = position_notes(reader, grid, path) if is_nifti(reader) else ()
-    array, more = _finite(array, replace_nonfinite, path.name)
+    array, more = finite_voxels(array, replace_nonfinite, path.name)
     return Volume(array, grid, file_stem(path), notes + more)
 
 
@@ -257,7 +258,8 @@ def _voxels(reader: sitk.ImageFileReader, path: Path, pixel_type: int) -> np.nda
     return array
 
 
-def _finite(array: np.ndarray, replacement: float | None, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def finite_voxels(array: np.ndarray, replacement: float | None, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The array with `replacement` for NaN and infinite voxels, and notes; BadInput where there are some and it is None."""
     if np.isfinite(array.sum(dtype=np.float64)):  # one number that is not finite makes the sum not finite
         return array, ()
     nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())

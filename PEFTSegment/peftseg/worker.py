@@ -65,6 +65,7 @@ RUNNERS: dict[str, Runner] = {
     "site_adapt": _runner("peftseg.site_adapt", "run_site_adapt", _check_preset),
     "grad_cam": _runner("peftseg.explain.runs", "run_grad_cam"),
     "proto_seg": _runner("peftseg.explain.runs", "run_proto_seg"),
+    "export_dicom": _runner("peftseg.export_dicom", "run_export"),
 }
 
 
@@ -161,7 +162,7 @@ def _outcome(jobdir: Path, log: EventLog, runners: Mapping[str, Runner]) -> tupl
         if kind not in runners:
             raise unknown_name("job kind", kind, runners)
         reporter = Reporter.for_job(jobdir, log)
-        with device_lock(job.device, jobdir.name, log, reporter) as device:
+        with device_lock(getattr(job, "device", ""), jobdir.name, log, reporter) as device:
             about = {"kind": kind, "device": device, "version": __version__, "python": platform.python_version()}
             log.append("started", {**about, "pid": os.getpid(), "resumed": _resumes(reporter)})
             return "finished", _payload(runners[kind](job, reporter)), 0
@@ -202,7 +203,13 @@ def _translated(error: Exception) -> PeftsegError:
 
 @contextlib.contextmanager
 def device_lock(wanted: str, job_id: str, log: EventLog, reporter: Reporter) -> Iterator[str]:
-    """Hold a device for this job, after waiting for the job that holds it; yields the device's name."""
+    """Hold a device for this job, after waiting for the job that holds it; yields the device's name.
+
+    A job that uses none ("") waits for nobody.
+    """
+    if not wanted:
+        yield "none"
+        return
     device = _device_name(wanted)
     host = "".join(c if c.isalnum() else "-" for c in platform.node())  # a home folder may be shared by machines
     lock = FileLock(locks_dir() / f"{host}-{device.replace(':', '')}.lock")

@@ -69,7 +69,7 @@ def write_segmentation(
     else:
         layers, layer_of = _layers(segmentation, structures, dtype)
     if suffix == ".seg.nrrd":
-        with _whole_file(path) as temporary:
+        with whole_file(path) as temporary:
             write_seg_nrrd(temporary, layers, grid, list(zip(structures, layer_of, strict=True)), provenance)
             _check_geometry(temporary, grid)
         return
@@ -79,7 +79,7 @@ def write_segmentation(
             "voxels.",
             "Write a .seg.nrrd file: it holds overlapping structures in layers.",
         )
-    with _whole_file(sidecar_path(path)) as sidecar, _whole_file(path) as temporary:
+    with whole_file(sidecar_path(path)) as sidecar, whole_file(path) as temporary:
         _write_image(temporary, layers[0], grid)
         sidecar.write_text(_sidecar_text(structures, provenance), encoding="utf-8", errors="replace")
 
@@ -91,7 +91,7 @@ def write_volume(path: Path | str, array: np.ndarray, grid: Grid) -> None:
         raise BadInput(f"{path.name} is a segmentation's name; a volume was given.", "Use .nrrd or .nii.gz.")
     if array.shape != grid.shape:
         raise BadInput(f"The array has shape {array.shape}, its grid {grid.shape}.", "Give arrays of equal shape.")
-    with _whole_file(path) as temporary:
+    with whole_file(path) as temporary:
         _write_image(temporary, array, grid)
 
 
@@ -231,7 +231,7 @@ def _check_geometry(path: Path, grid: Grid) -> None:
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """Temporary name beside `path`, renamed to it when the block ends well and removed when it does not."""
     require_writable_dir(path.parent)
     suffix = next((s for s in WRITABLE if path.name.lower().endswith(s)), path.suffix)

@@ -2,7 +2,8 @@
 
 The MODELDIR is written to `--out` (default: where the package bundles it; `brain-t1-2d`, which is not bundled: required).
 The `brain` ones need the real volumes. `brain-t1-bn` and `brain-t1-2d` normalise by running statistics and have an early
-segmentation head: they are the sources of unlabelled site adaptation.
+segmentation head: they are the sources of unlabelled site adaptation. `--facts` trains nothing: it measures the training
+scans of a model that is there (sizes and shapes of its structures, what the scans are like) and puts that into its record.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from peftseg.models import BUNDLED, ModelEntry, Structure, read_model_dir, to_di
 from peftseg.paths import write_text
 from peftseg.pretrain import run_pretrain
 from peftseg.segmenter import model_segmenter, segment_volume
+from peftseg.site_layers import describe_site
+from peftseg.structure_facts import structure_facts
 from peftseg.study import SupportItem, read_support_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,10 +121,26 @@ def score(entry: ModelEntry, items: tuple[SupportItem, ...]) -> dict[str, float]
     return {name: round(sum(found) / len(found), 3) for name, found in values.items()}
 
 
+def add_facts(job: PretrainJob, entry: ModelEntry) -> None:
+    """Put into model.json what a pre-training notes of its scans; the weights stay as they are."""
+    loaded = load_scans(job.data, job.structures, None, Reporter.silent())
+    volumes = [scan.volume for scan in loaded]
+    site = describe_site(entry, volumes, entry.preprocessing, torch.device("cpu"), Reporter.silent())
+    facts = {"structure_facts": structure_facts(loaded, job.structures), "site": site}
+    write_record(entry, entry.record | facts)
+
+
+def write_record(entry: ModelEntry, record: dict) -> None:
+    """Replace the record in a model folder's model.json."""
+    text = json.dumps(to_dict(dataclasses.replace(entry, record=record)), indent=2)
+    write_text(Path(entry.directory) / "model.json", text + "\n")
+
+
 def show(kind: str, fields: dict) -> None:
     """Print progress."""
     if kind == "progress" and "loss" in fields and fields["step"] % 5 == 0:
-        print(fields["step"], round(fields["smoothed_loss"], 4), fields["match"], fields["eta_s"], flush=True)
+        loss = fields.get("smoothed_loss", fields["loss"])  # that of an early head is not smoothed
+        print(fields["stage"], fields["step"], round(loss, 4), fields.get("match", ""), fields["eta_s"], flush=True)
     elif kind in ("log", "warning"):
         print(kind, fields["message"], flush=True)
 
@@ -133,6 +152,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--facts", action="store_true", help="no training: measure the scans of the model in --out")
     arguments = parser.parse_args()
     if arguments.out is None and arguments.model == "brain-t1-2d":
         parser.error("brain-t1-2d is not bundled: give --out")
@@ -142,6 +162,9 @@ def main() -> None:
             job, scored = brain_job(arguments.data, out, arguments.epochs, arguments.model)
         else:
             job, scored = phantom_job(Path(scratch), out, arguments.epochs)
+        if arguments.facts:
+            add_facts(job, read_model_dir(out))
+            return
         run_pretrain(job, Reporter(show))
         entry = read_model_dir(out)
         scores = score(entry, scored)
@@ -152,7 +175,7 @@ def main() -> None:
         "scored_scans": len(scored),
         "mean_dice": scores,
     }
-    write_text(out / "model.json", json.dumps(to_dict(dataclasses.replace(entry, record=record)), indent=2) + "\n")
+    write_record(entry, record)
     if arguments.model.startswith("brain") and not (out / "LICENSE.txt").exists():
         text = (BUNDLED / "brain-t1" / "LICENSE.txt").read_text(encoding="utf-8")
         write_text(out / "LICENSE.txt", text.replace("(brain-t1)", f"({arguments.model})"))

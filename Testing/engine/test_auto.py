@@ -252,8 +252,16 @@ def test_a_time_limit_is_shared_between_trying_and_the_last_training(model, item
     setting = setting_for(model, items, epochs=None, budget_minutes=10.0)
     search = auto._planned(setting, scans, starters("linear_probe,full"), [0, 1, 2], Reporter.silent())
     assert search.limit == 300.0
-    assert search.minutes * 60 * auto._trials_wanted(2, 3) <= 300.0 + 1e-6
+    assert search.minutes * 60 * auto._trials_wanted(2, 3, True) <= 300.0 + 1e-6
     assert auto.usual_setting(setting).budget_minutes == 5.0
+
+
+def test_where_time_suffices_for_the_race_alone_methods_are_tried_all_the_same(model, items, scans, monkeypatch):
+    monkeypatch.setattr(auto, "SEARCH_TRAININGS", 4.0)
+    setting = setting_for(model, items, epochs=4)
+    search = auto._planned(setting, scans, starters("linear_probe,full"), [0, 1, 2], Reporter.silent())
+    assert (search.choices, search.epochs) == (2, 4)
+    assert auto._trials_wanted(2, 3, False) * 4 * 2 <= search.limit < auto._trials_wanted(2, 3, True) * 4 * 2
 
 
 def test_scans_that_label_no_structure_as_a_whole_are_not_left_out(model, items, tmp_path):

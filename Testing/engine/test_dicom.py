@@ -230,11 +230,9 @@ def test_frames_of_an_enhanced_file_are_sorted_by_their_positions(tmp_path):
         assert [int(v) for v in volume.array[0, 0]] == [1, 2, 0]
 
 
-def test_an_enhanced_file_with_two_volumes_or_two_scales_is_refused(tmp_path):
+def test_an_enhanced_file_with_two_volumes_is_refused(tmp_path):
     with pytest.raises(BadInput, match="up to 2 of its 4 slices"):
         read_volume(write_multiframe(tmp_path / "m.dcm", [(0, 0, 0), (0, 0, 2)] * 2))
-    with pytest.raises(BadInput, match="2 different rescale slopes"):
-        read_volume(write_multiframe(tmp_path / "m.dcm", [(0, 0, 0), (0, 0, 2)], [1, 2]))
 
 
 def test_without_pydicom_single_frames_are_read_and_multi_frames_named(tmp_path, monkeypatch):

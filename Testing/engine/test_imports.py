@@ -46,6 +46,25 @@ TORCH_FREE = (
     "model_choice",
     "shared_folders",
     "planes",
+    "several_rules",
+    "publish",
+    "adapter_import",
+    "model_card",
+    "reference_scans",
+    "drift",
+    "drift_chart",
+    "cli_daily",
+    "archives",
+    "dicom_sort",
+    "dicom_rules",
+    "dicom_inputs",
+    "dicom_folders",
+    "cli_dicom",
+    "dicom_seg",
+    "rtstruct",
+    "cli_dicom_export",
+    "manifest",
+    "quality_score",
 )
 # What Slicer's process imports, and what it has not got: only its own packages (numpy, scipy, SimpleITK, pydicom...).
 NOT_IN_SLICER = (*HEAVY, "psutil", "einops", "pandas", "nibabel", "nrrd", "torchvision", "yaml", "skimage")
@@ -80,6 +99,13 @@ GUI_SAFE = [
     "phantom",
     "planes",
     "structure_facts",
+    "several_rules",
+    "publish",
+    "adapter_import",
+    "model_card",
+    "dicom_rules",
+    "dicom_sort",
+    "manifest",
 ]
 GUI_WORK = """
 import sys

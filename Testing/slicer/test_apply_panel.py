@@ -153,7 +153,7 @@ def reviewed_and_edited(node, scan, panel, host) -> np.ndarray:
 def corrected(node, scan, mask, panel, module) -> None:
     import slicer
 
-    from PEFTSegmentLib import structures
+    from PEFTSegmentLib import results, structures
 
     ui = panel.ui
     ui.correctButton.click()
@@ -166,6 +166,7 @@ def corrected(node, scan, mask, panel, module) -> None:
     copy = row.labels
     assert copy is not node
     assert copy.GetName() == f"{scan.GetName()} labels"
+    assert copy.GetAttribute(results.CORRECTED) == results.get(node, "adapter_hash")
     assert np.array_equal(
         slicer.util.arrayFromSegmentBinaryLabelmap(copy, copy.GetSegmentation().GetNthSegmentID(0), scan), mask
     )
@@ -277,7 +278,7 @@ def test_results_of_an_earlier_session_are_offered_and_a_failure_is_told(panel, 
     next((own_home / "adapters").glob("*")).write_bytes(b"broken meanwhile")
     host.dialogs.expect("OK")
     again.ui.applyButton.click()
-    host.wait_for(lambda: host.dialogs.shown, 40, "the failure")
+    host.wait_for(lambda: host.dialogs.shown, 90, "the failure")
     assert host.dialogs.shown[0].text in ("The scans were not segmented.", "The adapter could not be applied.")
 
 
@@ -305,7 +306,7 @@ def test_rows_are_clicked_results_compared_and_deleted_without_a_job(panel, modu
     assert [ui.resultsTable.item(n, 1).text() for n in range(2)] == ["dark ball", "bright ball"]
     click(panel, host, 0)
     assert panel.table.current() is first
-    assert "dark ball touches the lower border of the scan" in ui.resultLabel.text
+    assert "dark ball: touches the lower border of the scan" in ui.resultLabel.text
     assert [n.GetDisplayNode().GetVisibility() for n in (first, second, third)] == [1, 0, 0]
     look(host, module, pictures, "apply_rows")
     ui.compareCombo.currentText = f"with: {second.GetName()}"

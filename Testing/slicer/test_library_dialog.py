@@ -136,16 +136,22 @@ def test_export_says_what_an_adapter_is_and_replaces_only_what_the_file_dialog_a
 
 def test_an_adapter_is_imported_and_a_damaged_one_refused(library, host, tmp_path):
     file = make_adapter(tmp_path / "new.safetensors", name="from site B", seed=5)
-    host.dialogs.expect(str(file))
+    host.dialogs.expect(str(file), "OK")
     library.ui.importButton.click()
+    assert "made with PEFTSegment 1.0" in host.dialogs.shown[-1].informative
     assert library.ui.table.selectedItems()[0].text(0) == "from site B"
+    other = make_adapter(tmp_path / "other.safetensors", name="from site B", seed=7)
+    host.dialogs.expect(str(other), "OK")
+    library.ui.importButton.click()
+    assert "from site B-v2" in host.dialogs.shown[-1].text
+    assert "the next version" in host.dialogs.shown[-1].informative
     data = bytearray(make_adapter(tmp_path / "bad.safetensors", name="bad", seed=6).read_bytes())
     data[-3] ^= 1
     (tmp_path / "bad.safetensors").write_bytes(data)
     host.dialogs.expect(str(tmp_path / "bad.safetensors"), host_ok())
     library.ui.importButton.click()
     assert "not imported" in host.dialogs.shown[-1].text
-    assert len(tops(library)) == 3
+    assert len(tops(library)) == 3  # both versions of "from site B" are under one name
 
 
 def test_removing_asks_and_the_choice_of_a_removed_adapter_is_gone(library, host):

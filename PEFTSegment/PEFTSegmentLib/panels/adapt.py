@@ -15,6 +15,7 @@ from .adapt_jobs import AdaptJobs
 from .adapt_options import AdvancedOptions
 from .adapt_result import ResultView, say
 from .adapt_running import RunningView
+from .adapt_start import StartChoice
 from .site import SiteChoice, VerdictView
 from .site_jobs import SiteJobs
 from .site_words import kind_reason, title_state
@@ -37,6 +38,7 @@ class AdaptPanel(Panel):
         self.verdict = VerdictView(context, self, self.site_jobs)
         self.curves = CurvesView(self, self.jobs)
         self.options = AdvancedOptions(context, self)
+        self.start = StartChoice(context, self.ui, self._library)
         self._closed = False
         self._ready = ""
         self._connect()
@@ -46,6 +48,7 @@ class AdaptPanel(Panel):
         ui.nameEdit.textChanged.connect(self._rename)
         ui.nameEdit.editingFinished.connect(self.context.refresh)
         ui.estimateBox.toggled.connect(self._set_estimate)
+        ui.startBox.toggled.connect(self._set_start)
         ui.unlabelledButton.toggled.connect(self._choose_kind)
         for button, function in (
             (ui.checkButton, self.check),
@@ -65,7 +68,7 @@ class AdaptPanel(Panel):
 
     def _proposed(self) -> str:
         wanted = self._support_now().wanted
-        return choices.proposed_name(wanted, datetime.date.today()) if wanted else ""
+        return self.start.name or (choices.proposed_name(wanted, datetime.date.today()) if wanted else "")
 
     # what is shown
 
@@ -89,6 +92,8 @@ class AdaptPanel(Panel):
     def look(self) -> None:
         """Show choices, cost, the running job and what ended."""
         found = self._support_now()
+        self.start.find(found, self.state.adapterName.strip())
+        self.start.look(found)
         self._look_at_kind()
         self._look_at_name()
         self.options.look()
@@ -136,10 +141,13 @@ class AdaptPanel(Panel):
             no_name, hint = choices.name_state(self.name, self._library.rows(), self.state.model, found.wanted)
         say(ui.nameHint, no_name or hint)
         say(ui.summaryLabel, choices.summary(found))
-        few = len(found.rows) < choices.FEWEST_TO_ESTIMATE
-        ui.estimateBox.checked = self.state.estimate
-        enable(ui.estimateBox, choices.estimate_hint(found) if few else "", choices.estimate_hint(found))
-        say(ui.estimateHint, choices.estimate_hint(found))
+        hint = choices.estimate_hint(found)
+        few = hint if len(found.rows) < choices.FEWEST_TO_ESTIMATE else ""
+        if self.start.on:
+            few = hint = _("Not possible when it goes on from an adapter, which has seen all of the scans.")
+        ui.estimateBox.checked = self.state.estimate and not self.start.on
+        enable(ui.estimateBox, few, hint)
+        say(ui.estimateHint, hint)
         self._ready = choices.reason_against(self.context, found, no_name)
         busy = _("The check is running") if self.jobs.check_now() is not None else ""
         enable(ui.adaptButton, self._ready or busy, _("Learn from the labelled scans"))
@@ -155,6 +163,8 @@ class AdaptPanel(Panel):
             cost = choices.cost(checked.facts, checked.device)
             if cost and not current:
                 cost = _("Before the last changes: {cost} Check again.").format(cost=cost)
+            if cost and self.start.on:
+                cost = _("{cost} Going on from the adapter takes about half of this.").format(cost=cost)
             if current and checked.ended:
                 match = choices.base_match(checked.facts["base_match"], checked.facts["already_matches"])
                 lines += [match, progress.listed(checked.facts["warnings"], checked.tokens)]
@@ -184,10 +194,15 @@ class AdaptPanel(Panel):
         if not self.showing:
             self.state.estimate = on
 
+    def _set_start(self, on: bool) -> None:
+        if not self.showing:
+            self.start.choose(on)
+            self.context.refresh()
+
     def check(self) -> None:
         """Say what an adaptation would cost, and what is wrong."""
         with self.telling(_("The check could not be started.")):
-            self.jobs.check(self._support_now(), then_adapt=False)
+            self.jobs.check(self._support_now(), then_adapt=False, goes_on=self.start.on)
             self.context.work_changed()
 
     def adapt(self) -> None:
@@ -201,18 +216,22 @@ class AdaptPanel(Panel):
             checked = self.jobs.checked
             known = self.jobs.is_current(found) and checked.ended and not checked.facts["problems"]
             if not known:
-                self.jobs.check(found, then_adapt=True)
+                self.jobs.check(found, then_adapt=True, goes_on=self.start.on)
             elif checked.facts["already_matches"]:
                 self.jobs.asks = True
             else:
-                self.jobs.adapt(found, self.name)
+                self._start_adapting(found)
             self.context.work_changed()
 
     def adapt_anyway(self) -> None:
         """Adapt although the model matches already."""
         with self.telling(_("The adaptation could not be started.")):
-            self.jobs.adapt(self._support_now(), self.name)
+            self._start_adapting(self._support_now())
             self.context.work_changed()
+
+    def _start_adapting(self, found: choices.Support) -> None:
+        self.start.find(found, self.state.adapterName.strip())
+        self.jobs.adapt(found, self.name, self.start.fields())
 
     def _go_on_later(self, mark: str) -> None:
         """A check has ended well: adapt, but not inside of its handler."""

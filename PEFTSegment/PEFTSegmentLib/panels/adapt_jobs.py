@@ -90,8 +90,8 @@ class AdaptJobs:
 
     # asking for work
 
-    def check(self, found: Support, then_adapt: bool) -> Task:
-        """Start a check; PeftsegError says what is missing."""
+    def check(self, found: Support, then_adapt: bool, goes_on: bool = False) -> Task:
+        """Start a check, of an adaptation that goes on from an adapter perhaps; PeftsegError says what is missing."""
         self.asks, self.message = False, ""
         note = {
             "purpose": CHECK,
@@ -99,10 +99,13 @@ class AdaptJobs:
             "fingerprint": fingerprint(self._context, found),
             "then_adapt": then_adapt,
         }
-        return work.submit_support(self._context, note, CheckJob)
+        more = {"estimate": "none"} if goes_on else {}
+        return work.submit_support(self._context, note, CheckJob, **more)
 
-    def adapt(self, found: Support, name: str) -> Task:
-        """Start an adaptation; PeftsegError says what is missing."""
+    def adapt(self, found: Support, name: str, start: dict[str, Any] | None = None) -> Task:
+        """Start an adaptation; `start` has the fields of one that goes on from an adapter. PeftsegError says what is
+        missing."""
+        start = start or {}
         self.asks, self.message = False, ""
         note = {
             "purpose": ADAPT,
@@ -110,13 +113,13 @@ class AdaptJobs:
             "adapter": name,
             "structures": [s.name for s in found.wanted],
             "colours": [list(s.colour) for s in found.wanted],
-            "estimate": self._context.state.estimate,
+            "estimate": self._context.state.estimate and not start,
         }
 
         def out(folder: Path) -> str:
             return str(folder / "result" / "adapter.safetensors")
 
-        return work.submit_support(self._context, note, AdaptJob, out=out, name=name, store=True)
+        return work.submit_support(self._context, note, AdaptJob, out=out, name=name, store=True, **start)
 
     def dismiss(self, task: Task) -> None:
         """Take an ended adaptation off the list and delete its folder."""

@@ -5,18 +5,23 @@ from __future__ import annotations
 import slicer
 from slicer.i18n import tr as _
 
-from .. import results, scans, support, work
-from ..dialogs import ask
+from .. import results, scans, work
 from ..library_dialog import LibraryDialog
 from ..panel import Panel, enable
 from ..runner import Task
 from .apply_adapters import AdapterList, show_adapters
 from .apply_adapters import title as adapter_title
 from .apply_compare import Comparing
+from .apply_correct import correct
+from .apply_export import Exporting
+from .apply_folder import DICOM, FOLDER, STUDIES, ManyScans
 from .apply_jobs import PURPOSE, ResultJobs
-from .apply_results import ResultTable
+from .apply_results import ResultTable, status_text
+from .apply_studies import StudyList
 from .apply_suggest import Suggesting
 from .apply_watch import EditWatch
+
+QUALITY = "fast"  # of results: one more look of the network at each scan
 
 
 class ApplyPanel(Panel):
@@ -32,6 +37,11 @@ class ApplyPanel(Panel):
     table : ResultTable
     comparing : Comparing
     suggesting : Suggesting
+    many : ManyScans
+        The choice of a folder or of DICOM studies.
+    many_studies : StudyList
+        The run over them.
+    exporting : Exporting
     """
 
     STEP = 4
@@ -45,11 +55,17 @@ class ApplyPanel(Panel):
         self.comparing = Comparing(self)
         self.suggesting = Suggesting(self)
         self.jobs = ResultJobs(context, self._loaded, self.comparing.arrived)
+        self.many = ManyScans(context, self.ui)
+        self.many_studies = StudyList(self)
+        self.exporting = Exporting(self)
         self.watch = EditWatch(context.refresh)
         ui = self.ui
         ui.adapterCombo.currentIndexChanged.connect(self._choose_adapter)
         ui.libraryButton.clicked.connect(self.open_library)
-        ui.thisScanRadio.toggled.connect(self._choose_target)
+        ui.thisScanRadio.toggled.connect(lambda on: self._choose_target(on, "", False))
+        ui.allScansRadio.toggled.connect(lambda on: self._choose_target(on, "", True))
+        ui.folderRadio.toggled.connect(lambda on: self._choose_target(on, FOLDER, self.state.allScans))
+        ui.dicomRadio.toggled.connect(lambda on: self._choose_target(on, DICOM, self.state.allScans))
         ui.scanSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._choose_scan)
         ui.applyButton.clicked.connect(self.apply)
         ui.cancelButton.clicked.connect(self.cancel)
@@ -78,23 +94,28 @@ class ApplyPanel(Panel):
         self._look_at_target()
         self.suggesting.look()
         self._look_at_jobs()
+        self.many_studies.look()
         nodes = results.all_results()
         self.watch.follow(nodes)
         self.table.look(nodes)
         self.ui.resultsFrame.visible = bool(nodes)
         self._look_at_result()
+        self.exporting.look(self.table.current())
         self.comparing.look(self.table.current())
 
     def _look_at_target(self) -> None:
-        ui, scan, every = self.ui, self.scan(), self.state.allScans
-        ui.thisScanRadio.checked, ui.allScansRadio.checked = not every, every
+        ui, scan, many = self.ui, self.scan(), bool(self.many.kind)
+        every = self.state.allScans and not many
+        radios = {FOLDER: ui.folderRadio, DICOM: ui.dicomRadio, "": ui.allScansRadio if every else ui.thisScanRadio}
+        radios[self.many.kind].checked = True
+        self.many.look()
         ui.scanSelector.setCurrentNode(scan)
-        ui.scanSelector.enabled = not every
+        ui.scanSelector.enabled = not every and not many
         usable, refused_volumes = scans.sort_out()
         ui.allScansRadio.text = _("all loaded scans ({count})").format(count=len(usable))
         refused = [f"{name} {reason}" for name, reason in refused_volumes]
         ui.allScansRadio.toolTip = "\n".join([_("Left out:"), *refused]) if refused else _("Every scan of the scene")
-        against = "" if every or scan is None else scans.reason_against(scan)
+        against = "" if every or many or scan is None else scans.reason_against(scan)
         if against:
             against = _("{name} {reason}").format(name=scan.GetName(), reason=against)
         left_out = _("{count} volumes cannot be used and are left out.").format(count=len(refused))
@@ -102,10 +123,14 @@ class ApplyPanel(Panel):
         ui.targetLabel.visible = bool(ui.targetLabel.text)
         ui.targetLabel.toolTip = "\n".join(refused) if every else ""
         missing = ""
-        if every or scan is None:
+        if many:
+            missing = self.many.reason_against()
+        elif every or scan is None:
             missing = _("Load a scan first") if not usable else "" if every else _("Choose a scan first")
-        enable(ui.applyButton, self._reason_against_adapter() or missing or against or self.context.engine_ready(),
-               _("Segment with this adapter; the results are new segmentations beside their scans"))  # fmt: skip
+        tip = _("Segment with this adapter; the results are new segmentations beside their scans")
+        if many:
+            tip = _("Segment with this adapter; the results are files, and what is done already is left out")
+        enable(ui.applyButton, self._reason_against_adapter() or missing or against or self.context.engine_ready(), tip)
 
     def _reason_against_adapter(self) -> str:
         if not self.state.adapter:
@@ -116,16 +141,22 @@ class ApplyPanel(Panel):
         return self.adapters.reason_against(row)
 
     def _running(self) -> list[Task]:
-        return [task for task in self.jobs.tasks() if task.active]
+        return [task for task in [*self.jobs.tasks(), *self.many_studies.tasks()] if task.active]
 
     def _look_at_jobs(self) -> None:
         ui, running = self.ui, self._running()
-        ui.progressFrame.visible = bool(running) or self.jobs.loading > 0
+        loading = self.jobs.loading > 0 or self.many_studies.loader.busy
+        ui.progressFrame.visible = bool(running) or loading
         ui.cancelButton.visible = bool(running)
         if running:
             self.jobs.show_progress(running, ui.progressBar, ui.progressLabel)
-            enable(ui.cancelButton, _("It is being stopped") if running[0].stopping else "", _("Stop; nothing is kept"))
-        elif self.jobs.loading:
+            kept = (
+                _("Stop; the studies that are done stay")
+                if running[0].purpose == STUDIES
+                else _("Stop; nothing is kept")
+            )
+            enable(ui.cancelButton, _("It is being stopped") if running[0].stopping else "", kept)
+        elif loading:
             ui.progressBar.maximum = 0
             ui.progressLabel.text = _("Loading results...")
         offer = self.jobs.offer()
@@ -143,7 +174,7 @@ class ApplyPanel(Panel):
             scan, shown_3d = results.scan_of(node), results.has_3d(node)
             reviewed = results.get(node, results.STATUS) == results.REVIEWED
             checks = self.table.current_checks()
-            ui.resultLabel.text = "\n".join([_status(node), *checks])
+            ui.resultLabel.text = "\n".join([status_text(node), *checks])
             ui.resultLabel.toolTip = node.GetName()
         already = _("It is marked as reviewed; an edit makes it a draft again") if reviewed else ""
         enable(
@@ -166,9 +197,10 @@ class ApplyPanel(Panel):
         if not self.showing:
             self.state.adapter = self.ui.adapterCombo.itemData(index) or ""
 
-    def _choose_target(self, this_scan: bool) -> None:
-        if not self.showing:
-            self.state.allScans = not this_scan
+    def _choose_target(self, on: bool, kind: str, every: bool) -> None:
+        if on and not self.showing:
+            self.many.kind, self.state.allScans = kind, every
+            self.context.refresh()
 
     def _choose_scan(self, node) -> None:
         if not self.showing and node is not None:
@@ -188,13 +220,18 @@ class ApplyPanel(Panel):
     # applying
 
     def apply(self) -> None:
-        """Segment the scan, or all loaded ones, in the background."""
+        """Segment what is chosen, in the background."""
         with self.telling(_("The adapter could not be applied.")):
             row = self.adapters.row(self.state.adapter)
+            if self.many.kind:
+                self.many_studies.forget_ended()
+                self.many.submit(row)
+                self.context.work_changed()
+                return
             volumes = scans.usable_scans() if self.state.allScans else [scans.require_usable(self.scan())]
             title = _("Applying {adapter}").format(adapter=adapter_title(row))
             facts = {"name": row["name"], "shown": adapter_title(row)}
-            work.segment(self.context, volumes, PURPOSE, title, adapter=row["ref"], facts=facts)
+            work.segment(self.context, volumes, PURPOSE, title, adapter=row["ref"], facts=facts, quality=QUALITY)
 
     def cancel(self) -> None:
         """Stop what runs; what waits goes on."""
@@ -248,30 +285,12 @@ class ApplyPanel(Panel):
 
     def correct(self) -> None:
         """Put a copy of the result into the support scans and open it there."""
-        node = self.table.current()
         with self.telling(_("The result could not be added to the support scans.")):
-            scan = scans.require_usable(results.scan_of(node))
-            wanted = results.wanted_of(node, self.state)
-            there = next((row for row in self.context.support.rows() if row.scan is scan), None)
-            if there is not None and there.labels is not None and not self._replace_labels(there):
-                return
-            if not results.structures.read(self.state):
-                results.structures.write(self.state, wanted)
-            labels = results.as_labels(node, scan, wanted)
-            row = self.context.support.add(scan, labels)
-            self.context.support.set_labels(row.key, labels)
-            node.GetDisplayNode().SetVisibility(False)
-            self.comparing.leave()
-            scans.show_scan(scan)
-            self.state.currentRow = row.key
-            self.context.unfold(2)
-
-    def _replace_labels(self, row: support.Row) -> bool:
-        question = _("{scan} is a support scan already, with the segmentation {labels}.").format(
-            scan=row.scan.GetName(), labels=row.labels.GetName()
-        )
-        answers = (_("Use the copy of this result"), _("Keep the other"))
-        return ask(question, answers, _("The other segmentation stays in the scene.")) == 0
+            node = self.table.current()
+            if correct(self.context, node) is not None:
+                self.comparing.leave()
+                scans.show_scan(results.scan_of(node))
+                self.context.unfold(2)
 
     # the module's life
 
@@ -282,6 +301,8 @@ class ApplyPanel(Panel):
     def scene_closing(self) -> None:
         """Nothing of this scene is kept."""
         self.watch.forget()
+        self.exporting.forget()
+        self.many_studies.loader.forget()
         self.comparing.scene_closing()
         self.table.forget()
 
@@ -289,18 +310,7 @@ class ApplyPanel(Panel):
         """The module is unloaded: views as before, no window, no observers."""
         self.watch.close()
         self.jobs.close()
+        self.many_studies.close()
         self.comparing.close()
         if self.library is not None:
             self.library.close()
-
-
-def _status(node) -> str:
-    if results.get(node, results.STATUS) == results.REVIEWED:
-        return _("{name}: reviewed by {who}, {when}").format(
-            name=results.title_of(node),
-            who=results.get(node, results.REVIEWED_BY),
-            when=results.get(node, results.REVIEWED_AT)[:16].replace("T", " "),
-        )
-    if results.get(node, results.EDITED):
-        return _("{name}: draft, edited by hand; not reviewed yet").format(name=results.title_of(node))
-    return _("{name}: draft, not reviewed yet").format(name=results.title_of(node))

@@ -69,6 +69,8 @@ class ResultJobs:
         text = texts.get(task.state, _("Segmenting"))
         if inside:
             text = _("Scan {number} of {count}").format(number=min(step + 1, total), count=total)
+        elif task.state == "running" and task.progress.get("stage") == "read headers":
+            text = _("Looking through the DICOM files")
         left = task.progress.get("eta_s")
         if inside and left:
             text = _("{text}, {minutes} min left").format(text=text, minutes=max(1, round(left / 60)))

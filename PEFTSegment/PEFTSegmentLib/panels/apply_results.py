@@ -67,7 +67,7 @@ class ResultTable:
         check = check_text(row)
         for column, text in enumerate((row.scan, row.structure, volume, check)):
             item = qt.QTableWidgetItem(text)
-            item.setToolTip(text if column == 3 else f"{text}\n{row.node.GetName()}")
+            item.setToolTip(_check_tip(row, text) if column == 3 else f"{text}\n{row.node.GetName()}")
             if column == 2:
                 item.setData(qt.Qt.TextAlignmentRole, int(qt.Qt.AlignRight | qt.Qt.AlignVCenter))
             if row.needs_look:
@@ -96,7 +96,7 @@ class ResultTable:
         row = self._rows[number] if 0 <= number < len(self._rows) else None
         if row is None or row.edited or not row.checks:
             return ()
-        return tuple(f"{row.structure} {check}" for check in row.checks)
+        return tuple(f"{row.structure}: {check}" for check in row.checks)
 
     def _show_current(self) -> None:
         table, current = self._ui.resultsTable, self.current()
@@ -131,6 +131,19 @@ def fit_height(table) -> None:
     table.setFixedHeight(table.horizontalHeader().sizeHint.height() + rows * ROW_HEIGHT + 6)
 
 
+def status_text(node: slicer.vtkMRMLSegmentationNode) -> str:
+    """What made a result, and whether a person has looked at it."""
+    if results.get(node, results.STATUS) == results.REVIEWED:
+        return _("{name}: reviewed by {who}, {when}").format(
+            name=results.title_of(node),
+            who=results.get(node, results.REVIEWED_BY),
+            when=results.get(node, results.REVIEWED_AT)[:16].replace("T", " "),
+        )
+    if results.get(node, results.EDITED):
+        return _("{name}: draft, edited by hand; not reviewed yet").format(name=results.title_of(node))
+    return _("{name}: draft, not reviewed yet").format(name=results.title_of(node))
+
+
 def check_text(row: results.ResultRow) -> str:
     """What the last column says of a row."""
     if row.edited:
@@ -140,6 +153,14 @@ def check_text(row: results.ResultRow) -> str:
     if row.checks:
         return _("look: {reasons}").format(reasons="; ".join(row.checks))
     return _("ok")
+
+
+def _check_tip(row: results.ResultRow, text: str) -> str:
+    """The last column's tool tip: the whole text, and how doubtful the engine found it."""
+    if row.doubt is None:
+        return text
+    doubt = _("Doubt: {percent} % (0 %: as expected, 100 %: look at it first)").format(percent=round(100 * row.doubt))
+    return f"{text}\n{doubt}"
 
 
 def _scan_name(node: slicer.vtkMRMLSegmentationNode) -> str:

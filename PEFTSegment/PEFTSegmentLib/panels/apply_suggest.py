@@ -67,7 +67,8 @@ class Suggesting:
 
     def _is_about_chosen(self) -> bool:
         scan = self._panel.scan()
-        return scan is not None and not self._panel.state.allScans and scan.GetAttribute(scans.TOKEN) == self._token
+        one = not self._panel.state.allScans and not self._panel.many.kind
+        return scan is not None and one and scan.GetAttribute(scans.TOKEN) == self._token
 
     def _look_at_use(self, answer: dict[str, Any]) -> None:
         row = _suggested(answer)
@@ -86,7 +87,7 @@ class Suggesting:
             return _("The scan is being compared")
         if not panel.adapters.rows():
             return _("There is no adapter to choose from yet: make one in step 3")
-        if panel.state.allScans:
+        if panel.state.allScans or panel.many.kind:
             return _("It is asked for one scan: choose 'this scan' first")
         scan = panel.scan()
         if scan is None:

@@ -7,6 +7,7 @@ import re
 
 from torch import nn
 
+from peftseg.adapters.options import PROTO_SEG, failing_names
 from peftseg.errors import BadInput
 from peftseg.networks import Anatomy, is_part
 
@@ -33,8 +34,8 @@ def choose_layers(
     ----------
     layers : str
         "attention": in the transformer blocks of the encoder; "encoder", "decoder", "all": there; "last_block": in the
-        decoder's last block; "auto": what suits the method; anything else: a regular expression that matches whole
-        names.
+        decoder's last block; "auto": what suits the method; "proto-seg:" and names: see `failing_option`; anything else: a
+        regular expression that matches whole names.
     adaptable : dict
         Layers that the names choose from.
     named : dict, optional
@@ -47,12 +48,20 @@ def choose_layers(
     Raises
     ------
     BadInput
-        When nothing matches; lists layers that can be adapted.
+        When nothing matches; lists layers that can be adapted. "proto-seg" without names.
     """
     by_pattern = adaptable if by_pattern is None else by_pattern
     name = auto if layers == "auto" else layers
-    if name in (named or {}):
+    failing = failing_names(layers)
+    if failing is not None:
+        chosen = _of_failing(network, by_pattern, failing)
+    elif name in (named or {}):
         chosen = named[name]
+    elif name == PROTO_SEG:
+        raise BadInput(
+            f"The layers '{PROTO_SEG}' are chosen by labelled scans, and there are none here.",
+            f"Use `peftseg adapt`. {_REMEDY}",
+        )
     elif name in NAMES:
         inside = _prefixes(network, anatomy, name)
         chosen = {n: m for n, m in adaptable.items() if inside is None or is_part(n, inside)}
@@ -117,6 +126,22 @@ def _prefixes(network: nn.Module, anatomy: Anatomy, name: str) -> tuple[str, ...
     if name == "last_block":
         return (last_block(network, anatomy),)
     return {"encoder": anatomy.encoder, "decoder": anatomy.decoder, "all": None}[name]
+
+
+def _of_failing(network: nn.Module, adaptable: dict[str, nn.Module], failing: list[str]) -> dict[str, nn.Module]:
+    """What a method adapts of failing layers: these, what is inside of them, and the block around one.
+
+    Of a layer in which there is nothing for the method it takes what it adapts in the layer's block, such as normalisation.
+    """
+    known = {name for name, _ in network.named_modules() if name}
+    unknown = [name for name in failing if name not in known]
+    if unknown:
+        raise BadInput(f"This network has no layer '{unknown[0]}', which layers '{PROTO_SEG}' names.", _REMEDY)
+    own = {layer: [n for n in adaptable if is_part(n, (layer,)) or is_part(layer, (n,))] for layer in failing}
+    bare = [layer for layer, found in own.items() if not found]
+    blocks = tuple(b for b in (conv_blocks(network) if bare else ()) if any(is_part(layer, (b,)) for layer in bare))
+    chosen = {name for found in own.values() for name in found}
+    return {n: m for n, m in adaptable.items() if n in chosen or is_part(n, blocks)}
 
 
 def _matching(adaptable: dict[str, nn.Module], pattern: str) -> dict[str, nn.Module]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from peftseg.errors import BadInput, unknown_name
 
+PROTO_SEG = "proto-seg"  # of the option `layers`: the layers that fail on the labelled scans, see `explain.failing`
+
 
 @dataclass(frozen=True)
 class Option:
@@ -58,6 +60,17 @@ class MethodInfo:
     module: str
     options: tuple[Option, ...]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def failing_option(names: Iterable[str]) -> str:
+    """The value of the option `layers` that names failing layers, so that a saved adapter needs no scans."""
+    return f"{PROTO_SEG}:{','.join(names)}"
+
+
+def failing_names(layers: str) -> list[str] | None:
+    """Inverse of `failing_option`; None for any other value."""
+    kind, colon, names = layers.partition(":")
+    return names.split(",") if colon and kind == PROTO_SEG else None
 
 
 def checked(method: str, option: Option, value: Any) -> Any:

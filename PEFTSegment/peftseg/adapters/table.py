@@ -20,7 +20,8 @@ _LAYERS = Option(
     "layers",
     "auto",
     "Which layers are adapted: auto (what suits the method), attention, encoder, decoder, last_block (of the decoder), "
-    "all, or a regular expression that matches whole layer names.",
+    "all, proto-seg (those that fail on your scans, see `peftseg inspect proto-seg`), or a regular expression that matches "
+    "whole layer names.",
 )
 _ALPHA = Option("alpha", None, "The change is multiplied by alpha / rank; left out, by 1.", minimum=1e-3)
 _FORM = Option(

@@ -96,6 +96,7 @@ class Scores:
 
 def _dice(found: torch.Tensor, mask: torch.Tensor, known: torch.Tensor | bool) -> float:
     """Dice where it is known; NaN where both are empty."""
-    found, mask = found & known, mask & known
+    if known is not True:
+        found, mask = found & known, mask & known
     total = int(found.sum()) + int(mask.sum())
     return 2.0 * int((found & mask).sum()) / total if total else math.nan

@@ -39,6 +39,8 @@ from peftseg.windows import logit_slabs
 
 MAP_BYTES = 2**29  # for the maps of one pass; more structures than fit take another pass
 CHANNELS_AT_ONCE = 8
+LARGEST = 2.0**14  # |m| that is kept in 16 bits
+VOXELS_AT_ONCE = 2**14  # of features in the layout channels-last, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,11 @@ class Prototypes:
     outside: torch.Tensor
 
     def direction(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """a (builders, C) and b (builders,) of m = a.f - b."""
+        """a (builders, C) and b (builders,) of m = a.f - b, scaled so that m is 1/2 at mu+ and -1/2 at mu-."""
+        along = self.inside - self.outside
         half = (self.inside.square().sum(1) - self.outside.square().sum(1)) / 2
-        return self.inside - self.outside, half
+        size = along.square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+        return along / size[:, None], half / size
 
 
 @dataclass
@@ -238,18 +242,34 @@ def build_prototypes(passes: _Passes, layers: Sequence[Layer], builders: Sequenc
 
 
 def _weighted_sums(weights: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """(N, C) sums of features (C, *S) with weights (N, *S); some channels at a time in float32."""
-    flat = weights.flatten(1)
-    return torch.cat([flat @ part.flatten(1).float().T for part in features.split(CHANNELS_AT_ONCE)], dim=1)
+    """(N, C) sums of features (C, *S) with weights (N, *S); in float32, some of the features at a time."""
+    flat, columns = weights.flatten(1), _columns(features)
+    if columns is None:
+        return torch.cat([flat @ part.flatten(1).float().T for part in features.split(CHANNELS_AT_ONCE)], dim=1)
+    result = torch.zeros((len(flat), len(features)), device=features.device)
+    for own, some in zip(flat.split(VOXELS_AT_ONCE, dim=1), columns.split(VOXELS_AT_ONCE), strict=True):
+        result.addmm_(own, some.float())
+    return result
 
 
 def _combined(directions: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """(N, *S) of directions (N, C) with features (C, *S)."""
+    columns = _columns(features)
     result = torch.zeros((len(directions), *features.shape[1:]), device=features.device)
-    parts = zip(directions.split(CHANNELS_AT_ONCE, dim=1), features.split(CHANNELS_AT_ONCE), strict=True)
-    for own, some in parts:
-        result.flatten(1).addmm_(own, some.flatten(1).float())
+    flat = result.flatten(1)
+    if columns is None:
+        for own, some in zip(directions.split(CHANNELS_AT_ONCE, dim=1), features.split(CHANNELS_AT_ONCE), strict=True):
+            flat.addmm_(own, some.flatten(1).float())
+        return result
+    for part, some in zip(flat.split(VOXELS_AT_ONCE, dim=1), columns.split(VOXELS_AT_ONCE), strict=True):
+        part.copy_(directions @ some.float().T)
     return result
+
+
+def _columns(features: torch.Tensor) -> torch.Tensor | None:
+    """Features (C, *S) as (voxels, C) where they lie so in memory: a voxel's channels are then read together; else None."""
+    last = features.movedim(0, -1)
+    return last.flatten(0, -2) if last.is_contiguous() else None
 
 
 def _groups(count: int, padded: Padded, layers: Sequence[Layer]) -> list[range]:
@@ -270,7 +290,9 @@ def _map_pass(
     """One pass: m of the group's builders in every layer at its own resolution, then maps and scores one by one."""
     part = slice(group.start, group.stop)
     totals = {
-        layer.name: torch.zeros((len(group), *size_at(passes.padded, layer.stride)), device=passes.device)
+        layer.name: torch.zeros(
+            (len(group), *size_at(passes.padded, layer.stride)), dtype=_map_type(layer), device=passes.device
+        )
         for layer in layers
     }
     directions = {name: tuple(t[part] for t in p.direction()) for name, p in prototypes.items()}
@@ -279,10 +301,18 @@ def _map_pass(
         along, half = directions[layer.name]
         m = _combined(along, features) - half[:, None, None, None]
         share = passes.share(layer.stride, corner)
-        cut_at(totals[layer.name], passes.padded, layer.stride, corner).addcmul_(m, share)
+        total = totals[layer.name]
+        if total.dtype == torch.float16:
+            m.clamp_(-LARGEST, LARGEST)  # where mu+ and mu- are nearly the same, m would leave the range of 16 bits
+        cut_at(total, passes.padded, layer.stride, corner).add_(m.mul_(share))
 
     passes.run(layers, add)
     for layer in layers:
         for number, values in zip(group, totals.pop(layer.name), strict=True):
-            whole = passes.padded.inner(enlarge(values[None], passes.padded.image.shape)[0])
+            whole = passes.padded.inner(enlarge(values[None].float(), passes.padded.image.shape)[0])
             scores.add(layer, *labels[number], whole)
+
+
+def _map_type(layer: Layer) -> torch.dtype:
+    """Of m's sum over windows: at full resolution 16 bits, for only its sign counts there and it takes most of the memory."""
+    return torch.float16 if max(layer.stride) == 1 else torch.float32

@@ -1,0 +1,168 @@
+"""Step 4's button "Export DICOM SEG...": a result as a DICOM object beside the series of its scan, written by the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+from peftseg.config import ExportDicomJob
+from peftseg.errors import BadInput
+from peftseg.events import Event
+from peftseg.models import Structure
+
+from .. import dialogs, dicom_scans, exchange, results, scans, structures
+from ..painted import is_painted
+from ..panel import enable
+from ..runner import Task
+
+EXPORT = "export DICOM"
+SUFFIX = ".dcm"
+OWN = (
+    "Status",
+    "Content",
+    "Edited",
+    "Result",
+    "ReviewedBy",
+    "ReviewedAt",
+    "VolumesMl",
+    "Checks",
+    "Doubt",
+    "Title",
+    "Study",
+)
+NOTHING = exchange.Part(np.zeros((1, 1, 1), np.uint8), 1, (0, 0, 0))
+
+
+class Exporting:
+    """The button, and the line that says how it went.
+
+    Parameters
+    ----------
+    panel : ApplyPanel
+        Whose form holds the widgets.
+    """
+
+    def __init__(self, panel) -> None:
+        self._panel, self._context, self.ui = panel, panel.context, panel.ui
+        self._message = ""
+        self._known: tuple[tuple, str] = ((), "")  # what the database said last, and about what it was asked
+        self._context.runner.on(EXPORT, self.hear)
+        self.ui.exportButton.clicked.connect(self.export)
+
+    def running(self) -> bool:
+        """Whether an export goes on."""
+        return any(task.active for task in self._context.runner.of(EXPORT))
+
+    def look(self, node) -> None:
+        """Show whether the current result can be exported, and how the last export went."""
+        reason = _("Select a result in the table first") if node is None else self._reason(node)
+        busy = _("It is being written") if self.running() else ""
+        enable(self.ui.exportButton, busy or reason, _("Write it as a DICOM SEG file that refers to the scan's series"))
+        self.ui.exportLabel.visible = bool(self._message)
+        self.ui.exportLabel.text = self._message
+
+    def _reason(self, node) -> str:
+        scan = results.scan_of(node)
+        if scan is None:
+            return _("Its scan is no longer loaded")
+        if scan.GetAttribute(scans.TOKEN) in self._panel.many_studies.loader.sources:
+            return self._context.engine_ready()
+        key = (scan.GetID(), scan.GetAttribute(dicom_scans.INSTANCES), dicom_scans.reason_against())
+        if self._known[0] != key:
+            self._known = (key, dicom_scans.reason_against_files(scan))
+        return self._known[1] or self._context.engine_ready()
+
+    # exporting
+
+    def export(self) -> None:
+        """Ask for a file, and have the engine write it."""
+        node = self._panel.table.current()
+        if node is None:
+            return
+        with self._panel.telling(_("The result could not be exported.")):
+            scan = scans.require_usable(results.scan_of(node))
+            files = self._panel.many_studies.loader.sources.get(scan.GetAttribute(scans.TOKEN) or "")
+            files = files or dicom_scans.source_files(scan)
+            path = qt.QFileDialog.getSaveFileName(
+                slicer.util.mainWindow(),
+                _("Export DICOM SEG"),
+                str(Path.home() / "segmentation.dcm"),
+                _("DICOM (*.dcm)"),
+            )
+            if path:
+                results.notice_edit(node)  # a change of this moment
+                self._submit(node, scan, files, path)
+
+    def _submit(self, node, scan, files: tuple[str, ...], path: str) -> None:
+        out = path if path.lower().endswith(SUFFIX) else path + SUFFIX
+        image, parts, wanted = segments_of(node, scan)
+        facts = provenance_of(node)
+        edited = bool(results.get(node, results.EDITED))
+        note = {"purpose": EXPORT, "title": _("Exporting DICOM SEG"), "out": out}
+
+        def build(_folder: Path, written: list) -> ExportDicomJob:
+            return ExportDicomJob(
+                input=str(written[0]),
+                source_files=tuple(files),
+                structures=wanted,
+                provenance=facts,
+                out=out,
+                edited=edited,
+                overwrite=out == path,  # the file dialog has asked about the path that it gave, and about no other
+            )
+
+        self._message = ""
+        self._context.runner.submit(note, [(_write, parts, wanted, image)], build)
+        self._context.work_changed()
+
+    def hear(self, task: Task, events: list[Event]) -> None:
+        """An export has got further, or ended."""
+        if task.active:
+            self._context.refresh()
+            return
+        if task.state == "finished":
+            self._message = _("Written: {path}").format(path=task.ending["output"])
+        elif task.state == "failed":
+            dialogs.show_later(dialogs.problem_of_event(task.ending, _("The result was not exported.")))
+        self._context.runner.forget(task)
+        self._context.refresh()
+
+    def forget(self) -> None:
+        """The scene closes: what was asked about its scans is not known any more."""
+        self._known, self._message = ((), ""), ""
+
+
+def segments_of(node, scan) -> tuple[exchange.Image, list[exchange.Part], tuple[Structure, ...]]:
+    """A result's voxels on the grid of its scan as that was scanned: transforms of the scene do not count."""
+    core = node.GetSegmentation()
+    ids = list(core.GetSegmentIDs())
+    if not ids:
+        raise BadInput(_("{name} has no segments.").format(name=node.GetName()), _("Choose another result."))
+    wanted = tuple(structures.of_segment(core.GetSegment(i), number) for number, i in enumerate(ids, start=1))
+    parts = [exchange.part_of(node, i, scan) if is_painted(node, i) else NOTHING for i in ids]
+    matrix = vtk.vtkMatrix4x4()
+    scan.GetIJKToRASMatrix(matrix)
+    image = exchange.Image(slicer.util.arrayFromVolume(scan), slicer.util.arrayFromVTKMatrix(matrix))
+    return image, parts, wanted
+
+
+def provenance_of(node) -> dict[str, str]:
+    """What a result carries of what made it: adapter, base, hashes, software, time; and who has reviewed it."""
+    names = [
+        name.removeprefix(exchange.ATTRIBUTE)
+        for name in node.GetAttributeNames()
+        if name.startswith(exchange.ATTRIBUTE)
+    ]
+    facts = {name: results.get(node, name) for name in sorted(names) if name not in OWN}
+    facts["status"] = results.get(node, results.STATUS)
+    return {key: value for key, value in facts.items() if value}
+
+
+def _write(scratch: Path, parts, wanted, image: exchange.Image) -> Path:
+    """Runs in a thread."""
+    return exchange.write_parts(scratch / "result", parts, wanted, image)
