@@ -207,7 +207,8 @@ def _segment_study(
     found = segment_study(loaded, job, volume, device, reporter, study.name)
     files = study.series.files if study.series is not None else source_files(study.source)
     write_result(study.target, found, volume, loaded, job, files)
-    for text in (*found.notes, *warnings_about(study.name, found.result, loaded.structures, volume)):
+    told = study.series.series.modality if study.series is not None else ""
+    for text in (*found.notes, *warnings_about(study.name, found.result, loaded, volume, told)):
         reporter.warning(text)
     millilitres = float(np.prod(volume.grid.spacing)) / 1000
     volumes = {

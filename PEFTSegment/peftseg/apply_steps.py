@@ -17,6 +17,7 @@ from peftseg.device import choose_device, is_out_of_memory, release_memory
 from peftseg.errors import BadInput, OutOfMemory
 from peftseg.events import Reporter
 from peftseg.flags import check_result
+from peftseg.model_choice import other_kind
 from peftseg.models import Structure
 from peftseg.preprocess import Prepared
 from peftseg.segmenter import Segmenter, adapter_segmenter, model_segmenter, segment_volume
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from peftseg.site_distance import SiteDistance
 
 OF_DICOM = ("dicom-seg", "rtstruct")  # formats that refer to the files of the scan
+OVERLAPPING = ("nrrd", *OF_DICOM)  # formats that hold structures which overlap
 USE = "research only, not a medical device"
 
 
@@ -58,6 +60,11 @@ class Loaded:
     def structures(self) -> tuple[Structure, ...]:
         """What is segmented."""
         return (self.single or self.several).structures
+
+    @property
+    def modality(self) -> str:
+        """Of the scans that the network is made for; "" for several adapters, or where nobody says."""
+        return self.single.modality if self.single is not None else ""
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -181,7 +188,7 @@ def _segment_by_several(
 
     def run(place: torch.device) -> np.ndarray:
         settings = {"overlap": job.overlap, "precision": job.precision, "reporter": reporter}
-        merged = segment_with(several, volume, place, **settings, layers=job.format in ("nrrd", "dicom-seg"))
+        merged = segment_with(several, volume, place, **settings, layers=job.format in OVERLAPPING)
         notes[:] = merged.notes
         return merged.result
 
@@ -270,9 +277,21 @@ def mask_of(result: np.ndarray, row: int, structure: Structure) -> np.ndarray:
     return result[row] if result.ndim == 4 else result == structure.value
 
 
-def warnings_about(what: str, result: np.ndarray, structures: Sequence[Structure], volume: Volume) -> list[str]:
-    """What the user should know of a result: nothing found, or sides that may be swapped."""
-    found = []
+def warnings_about(what: str, result: np.ndarray, loaded: Loaded, volume: Volume, told: str = "") -> list[str]:
+    """What the user should know of a result: a scan of another kind, nothing found, or sides that may be swapped.
+
+    Parameters
+    ----------
+    told : str
+        The modality by the scan's header, where there is one.
+    """
+    structures, found = loaded.structures, []
+    kind = other_kind(loaded.modality, volume.array, told)
+    if kind:
+        found.append(
+            f"{what}: the scan {'is' if told else 'looks like'} {kind}, but the model is made for {loaded.modality}: do not "
+            "trust the result."
+        )
     if not result.any():
         names = ", ".join(s.name for s in structures)
         found.append(f"{what}: nothing was found of {names}.")

@@ -98,8 +98,8 @@ def segment_read(read: Read, loaded: Loaded, job: ApplyJob, device: torch.device
     for note in read.volume.notes:
         reporter.warning(note)
     found = segment_study(loaded, job, read.volume, device, reporter, read.study.name, read.prepared)
-    structures = loaded.structures
-    for text in (*found.notes, *warnings_about(read.study.name, found.result, structures, read.volume)):
+    told = read.study.series.series.modality if read.study.series else ""
+    for text in (*found.notes, *warnings_about(read.study.name, found.result, loaded, read.volume, told)):
         reporter.warning(text)
     return found
 

@@ -34,7 +34,8 @@ def build_parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code: 0 done, 1 internal error, 2 bad input, 3 cancelled, 4 out of memory.
+    """Run one subcommand; returns the exit code: 0 done, 1 internal error, 2 bad input, 3 cancelled, 4 out of memory,
+    5 done, but the answer is no (see the subcommand).
 
     Errors of the user's input are printed as message and remedy on stderr, without a traceback; with --json any error is one
     line of JSON on stdout, an event `failed` or `cancelled` as in Docs/job-protocol.md.

@@ -14,7 +14,7 @@ from typing import Any
 
 from peftseg import cli_options as options
 from peftseg import config, jobs, worker
-from peftseg.cli_progress import JsonLines, ProgressBar, cell
+from peftseg.cli_progress import JsonLines, ProgressBar, print_facts
 from peftseg.events import CANCEL, Event
 from peftseg.job_folder import ending_of, prepare_resume
 from peftseg.licences import usable
@@ -252,8 +252,7 @@ def run_here(
 def _print_ending(ending: Event) -> None:
     facts = {key: value for key, value in ending.items() if key not in ("event", "time")}
     if ending["event"] == "finished":
-        for key, value in facts.items():
-            print(f"{key}: {cell(value)}")
+        print_facts(facts)
     else:
         print(" ".join(facts[key] for key in ("message", "remedy") if facts.get(key)), file=sys.stderr)
 

@@ -12,6 +12,7 @@ from peftseg.events import Event, plain
 BAR_WIDTH = 24
 REDRAW_S = 0.1
 LINE_EVERY_S = 10.0  # where the output is no terminal
+LONG = 160  # characters of a fact that people still read
 
 
 class JsonLines:
@@ -103,6 +104,17 @@ def cell(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         return ", ".join(value) or "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """What a job has to say, a line a fact; empty ones are left out, long ones only counted (`--json` gives all)."""
+    for key, value in facts.items():
+        if value is None or (isinstance(value, (str, list, tuple, dict)) and not value):
+            continue
+        text = cell(value)
+        if isinstance(value, dict) and len(text) > LONG:
+            text = f"{len(value)} values (--json prints them)"
+        print(f"{key}: {text}")
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 from peftseg import cli_options as options
 from peftseg import config, jobs
 from peftseg.cli_jobs import run_here
-from peftseg.cli_progress import cell
+from peftseg.cli_progress import print_facts
 from peftseg.licences import usable
 from peftseg.site_options import DEFAULT_PRESET, PRESETS, SITE_OPTIONS, check_site_options
 
+REFUSED = 5  # exit code: the adaptation is done, and the gate refused it, so that no adapter was written
 STATUS_WORDS = {
     "accepted": "accepted",
     "warning": "accepted with a warning",
@@ -23,7 +24,10 @@ STATUS_WORDS = {
 
 def add_subcommands(subparsers: Any) -> None:
     """Add this module's subcommand to the command line."""
-    parser = subparsers.add_parser("site-adapt", help="adapt a model to a site's scans without labels")
+    parser = subparsers.add_parser(
+        "site-adapt",
+        help=f"adapt a model to a site's scans without labels; exit code {REFUSED}: refused, no adapter written",
+    )
     add = parser.add_argument
     add("--model", required=True, metavar="ID|DIR", help="a model of the catalogue, or a model folder")
     add("--unlabelled", nargs="+", required=True, metavar="PATH", help="the site's scans: folders, files, DICOM series")
@@ -63,7 +67,8 @@ def run_site_adapt(arguments: Namespace) -> int:
         precision=arguments.precision,
         keep_refused=arguments.keep_refused,
     )
-    return run_here(jobs.create_job(job), arguments.json, show=_print_result)
+    code = run_here(jobs.create_job(job), arguments.json, show=_print_result)
+    return code if code or Path(arguments.out).is_file() else REFUSED
 
 
 def _images(path: Path) -> Path:
@@ -78,8 +83,6 @@ def _print_result(ending: Mapping[str, Any]) -> None:
     print(f"The adaptation is {STATUS_WORDS[verdict['status']]}.")
     for reason in verdict["reasons"]:
         print(f"  {reason}")
-    for key, value in ending.items():
-        if key not in ("event", "time", "verdict"):
-            print(f"{key}: {cell(value)}")
+    print_facts({key: value for key, value in ending.items() if key not in ("event", "time", "verdict")})
     if ending["adapter"] is None:
         print("No adapter was written. To look at it all the same, run it again with --keep-refused.")

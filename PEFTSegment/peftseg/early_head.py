@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -146,6 +147,7 @@ def fit_early_head(
     activation: str,
     epochs: int,
     reporter: Reporter,
+    deadline: float | None = None,
 ) -> list[float]:
     """Train the early head behind the frozen network, in place.
 
@@ -156,6 +158,8 @@ def fit_early_head(
         own prediction is the label, where its probability is at least 0.9.
     activation : str
         "softmax" or "sigmoid".
+    deadline : float or None
+        By `time.monotonic`: after the epoch that passes it, the head is taken as it is.
 
     Returns
     -------
@@ -181,7 +185,7 @@ def fit_early_head(
                 losses.append(float(torch.stack(found).mean()) if found else math.nan)
                 _check_finite(losses)
                 reporter.progress("early_head", epoch + 1, epochs, loss=losses[-1])
-                if reporter.stop_keep():
+                if reporter.stop_keep() or (deadline is not None and time.monotonic() > deadline):
                     break
         finally:
             branch.head.eval()

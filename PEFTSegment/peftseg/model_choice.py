@@ -86,6 +86,28 @@ def guess_modality(values: np.ndarray) -> str:
     return "MR" if high > SMALLEST_MR and not _lacks_offset(sample) else ""
 
 
+def made_for(modality: str) -> set[str]:
+    """The kinds of scan, "CT" and "MR", that a model's modality names; empty where it names neither."""
+    return {_MODALITIES[word] for word in re.findall(r"[a-z]+", modality.lower()) if word in _MODALITIES}
+
+
+def other_kind(modality: str, values: np.ndarray, told: str = "") -> str:
+    """The kind of a scan that a model is not made for: "CT", "MR", or what its header says; "" where nothing speaks against it.
+
+    Parameters
+    ----------
+    modality : str
+        Of the model.
+    values : np.ndarray
+        The scan's grey values, see `guess_modality`.
+    told : str
+        What the scan's header says, where there is one: it counts more than grey values.
+    """
+    kinds = made_for(modality)
+    kind = (told or guess_modality(values)) if kinds else ""
+    return kind if kind not in kinds else ""
+
+
 def _lacks_offset(sample: np.ndarray) -> bool:
     """Whether it looks like CT as scanners store it: air at 0, soft tissue a narrow peak 1000 above, little between."""
     air, between, soft = (float(np.mean((sample >= a) & (sample < b))) for a, b in ((0, 150), (300, 800), (900, 1250)))
@@ -102,7 +124,7 @@ def _is_hounsfield(sample: np.ndarray, low: float, high: float) -> bool:
 
 def _judge(entry: ModelEntry, wanted: str, regions: set[str]) -> tuple[tuple[float, ...], str]:
     """Score, and the reason in words."""
-    offered = {_MODALITIES[word] for word in re.findall(r"[a-z]+", entry.modality.lower()) if word in _MODALITIES}
+    offered = made_for(entry.modality)
     modality = 0.5 if not wanted or not offered else float(wanted in offered)
     real = 0.0 if DEMONSTRATION.search(f"{entry.title} {entry.description}") else 1.0
     part = _part_score(regions_of(entry.body_part), regions)
@@ -125,7 +147,7 @@ def _reason(entry: ModelEntry, wanted: str, regions: set[str], modality: float, 
     kind, body = entry.modality or "any scan", entry.body_part
     if modality == 0:
         return f"made for {kind}: this scan looks like {wanted}"
-    made_for = kind if not body else f"{kind}, {body}" if body.startswith("whole") else f"{kind} of the {body}"
+    scope = kind if not body else f"{kind}, {body}" if body.startswith("whole") else f"{kind} of the {body}"
     if part < 0.3 and regions:
-        return f"made for {made_for}: this scan shows the {' and '.join(sorted(regions))}"
-    return f"for {made_for}"
+        return f"made for {scope}: this scan shows the {' and '.join(sorted(regions))}"
+    return f"for {scope}"

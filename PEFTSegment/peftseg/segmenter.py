@@ -46,6 +46,8 @@ class Segmenter:
         Flat facts that every result carries.
     usual_borders : dict
         Structure name -> borders of the scan that it touched in the support set; see `flags.check_result`.
+    modality : str
+        Of the scans that the base is made for; "" where nobody says.
     structure_facts : dict
         Size and shape of the structures in the scans that the network was trained on, see `structure_facts`; empty where
         nobody kept them.
@@ -62,6 +64,7 @@ class Segmenter:
     window_step: int | tuple[int, int, int] = 1
     usual_borders: dict[str, list[str]] = field(default_factory=dict)
     structure_facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    modality: str = ""
 
     def window_on(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """The window for a prepared image of this many voxels."""
@@ -79,6 +82,7 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
     recipe, state, digest = load_adapter(find_adapter(ref))
     entry = find_base(recipe)
     segmenter = segmenter_of(recipe, load_adapted_network(recipe, state, entry), digest)
+    segmenter = replace(segmenter, modality=entry.modality)
     if recipe.method == SITE:  # made without labels: what is known of the structures is the base's knowledge
         return replace(segmenter, structure_facts=entry.record.get("structure_facts", {}))
     return segmenter
@@ -136,6 +140,7 @@ def base_segmenter(entry: ModelEntry) -> tuple[Segmenter, Anatomy]:
         entry.overlap,
         facts,
         structure_facts=entry.record.get("structure_facts", {}),
+        modality=entry.modality,
     )
     return segmenter, anatomy
 

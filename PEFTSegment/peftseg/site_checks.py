@@ -10,7 +10,6 @@ brightness go unseen.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import numpy as np
 from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 
+from peftseg.model_choice import made_for
 from peftseg.models import ModelEntry
 from peftseg.site_statistics import LAYERS, USUAL, ScanStatistics, layer_distance
 
@@ -25,7 +25,6 @@ APART, LONE = 3.5, 5.0
 GAP = 2.0
 FEW = 5  # fewer scans say little about their spread: at least the usual one is taken
 LEAST_SPREAD = 0.5  # of the usual one
-_WORDS = {"ct": "CT", "mr": "MR", "mri": "MR"}
 
 
 @dataclass(frozen=True)
@@ -64,16 +63,16 @@ def modality_warnings(entry: ModelEntry, scans: Sequence[ScanStatistics]) -> lis
 
     Grey values are no proof: scans that tell nothing are not warned about.
     """
-    made_for = {_WORDS[word] for word in re.findall(r"[a-z]+", entry.modality.lower()) if word in _WORDS}
+    kinds = made_for(entry.modality)
     warnings, told = [], set()
     for kind in ("CT", "MR"):
-        other = [n for n, scan in enumerate(scans) if scan.modality == kind and made_for and kind not in made_for]
+        other = [n for n, scan in enumerate(scans) if scan.modality == kind and kinds and kind not in kinds]
         told |= set(other)
         if other:
             look = "looks" if len(other) == 1 else "look"
             warnings.append(
                 f"{numbered(other, len(scans))} {look} like {kind} by the grey values, but the model '{entry.id}' is made "
-                f"for {' and '.join(sorted(made_for))}. Without labels a model cannot learn another kind of scan: leave "
+                f"for {' and '.join(sorted(kinds))}. Without labels a model cannot learn another kind of scan: leave "
                 "them out, or choose another model."
             )
     unlike = [n for n, scan in enumerate(scans) if not scan.fits and n not in told]

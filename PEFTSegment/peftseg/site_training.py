@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,13 +37,14 @@ from peftseg.weights import architecture, fingerprint, n_outputs
 
 EARLY_EPOCHS = 20
 FEWEST_EARLY_STEPS = 200  # few scans make few steps an epoch
+EARLY_SHARE = 0.5  # of the time limit: that much may go into fitting an early head
 
 
 @dataclass(frozen=True, eq=False)
 class SiteSetting:
     """What is fixed before: the base, the options of `check_site_options`, and how it is run.
 
-    `deadline_s` are the seconds after which training ends, None for no limit.
+    `deadline_s` are the seconds after which training ends, None for no limit; fitting an early head counts.
     """
 
     entry: ModelEntry
@@ -124,7 +126,10 @@ def adapt_site(
     options, notes = _settle(setting, network, reporter)
     own = load_early_head(entry)
     options = resolve_levels(options, len(find_levels(network, anatomy)), None if own is None else own[0])
+    started = time.monotonic()
     branch, fitted = _early_branch(setting, network, anatomy, options, batches, own, reporter)
+    if setting.deadline_s is not None:
+        setting = replace(setting, deadline_s=setting.deadline_s - (time.monotonic() - started))
     before = _evidence(setting, network, branch, scans, reporter, 0)
     attached = attach_site(network, anatomy, options)
     precision = _precision(setting, batches, anatomy)
@@ -190,7 +195,12 @@ def _early_branch(
             yield image, None, None
 
     epochs = max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / len(batches.steps(0))))
-    fit_early_head(branch, labelled_by_itself, setting.entry.activation, epochs, reporter)
+    deadline = None if setting.deadline_s is None else time.monotonic() + EARLY_SHARE * setting.deadline_s
+    done = len(fit_early_head(branch, labelled_by_itself, setting.entry.activation, epochs, reporter, deadline))
+    if done < epochs:
+        reporter.warning(
+            f"The early segmentation head was fitted in {done} instead of {epochs} epochs: the time is short."
+        )
     return branch, True
 
 

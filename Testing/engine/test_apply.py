@@ -382,6 +382,15 @@ def test_an_empty_result_is_reported(base, scan, tmp_path):
     assert "ct: nothing was found of left kidney, right kidney." in warnings_of(reporter)
 
 
+def test_a_scan_of_another_kind_than_the_model_is_made_for_is_reported(base, scan, tmp_path):
+    values = np.random.default_rng(0).integers(50, 900, (14, 12, 10)).astype(np.float32)
+    write_volume(tmp_path / "mr.nii.gz", values, Grid(values.shape, OBLIQUE))
+    adapter, reporter = make_adapter(tmp_path / "a.safetensors", base), Reporter.silent()
+    run_apply(job(tmp_path / "out", scan, tmp_path / "mr.nii.gz", adapter=adapter), reporter)
+    said = [text for text in warnings_of(reporter) if "made for" in text]
+    assert said == ["mr: the scan looks like MR, but the model is made for CT: do not trust the result."]
+
+
 def test_a_study_that_does_not_fit_into_memory_fails_alone_and_says_its_size(base, scan, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory")

@@ -46,9 +46,9 @@ def test_a_folder_of_scans_becomes_an_adapter_and_apply_uses_it(words, tmp_path,
     assert (tmp_path / "seg" / "patient_1_seg.nii.gz").is_file()
 
 
-def test_a_refusal_is_no_failure_and_says_what_to_do(words, tmp_path, capfd, monkeypatch):
+def test_a_refusal_is_no_failure_has_an_exit_code_of_its_own_and_says_what_to_do(words, tmp_path, capfd, monkeypatch):
     judged(monkeypatch, REFUSED)
-    assert main(words) == 0
+    assert main(words) == 5
     out = capfd.readouterr().out
     assert "refused: keep the base model" in out
     assert "--keep-refused" in out

@@ -28,7 +28,9 @@ MANY = 200
 def worker_processes() -> list[psutil.Process]:
     """The worker processes that this one has started."""
     children = psutil.Process().children(recursive=True)
-    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]  # of other tests, not yet waited for
+    alive = [
+        child for child in children if child.status() != psutil.STATUS_ZOMBIE
+    ]  # of other tests, not yet waited for
     return [child for child in alive if any("spawn_main" in part for part in child.cmdline())]
 
 

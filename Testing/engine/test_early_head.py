@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,12 @@ def test_a_head_learns_from_labels_and_leaves_the_network_alone(activation):
     assert losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(before[k], t) for k, t in branch.network.state_dict().items())
     assert not any(m.training for m in [*branch.network.modules(), *branch.head.modules()])
+
+
+def test_after_its_deadline_the_head_is_taken_as_it_is():
+    branch, x = branch_of("unet2d", 0, 2), image("unet2d")
+    late = time.monotonic() - 1.0
+    assert len(fit_early_head(branch, lambda epoch: [(x, None, None)], "softmax", 8, Reporter.silent(), late)) == 1
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from peftseg.model_choice import regions_of
+from peftseg.model_choice import other_kind, regions_of
 from peftseg.models import (
     Intensity,
     ModelEntry,
@@ -136,6 +136,22 @@ def grey(rng: np.random.Generator, *parts: tuple[float, float, int]) -> np.ndarr
 )
 def test_grey_values_tell_the_modality_or_nothing(parts, modality):
     assert guess_modality(grey(np.random.default_rng(0), *parts)) == modality
+
+
+@pytest.mark.parametrize(
+    ("modality", "told", "kind"),
+    [
+        ("MR", "", "CT"),
+        ("MR (T1)", "CT", "CT"),
+        ("MR", "MR", ""),
+        ("CT", "", ""),
+        ("CT and MR", "PT", "PT"),
+        ("", "CT", ""),
+    ],
+)
+def test_a_scan_of_another_kind_than_the_model_is_made_for_is_named(modality, told, kind):
+    ct = grey(np.random.default_rng(0), (-1000, 20, 5000), (50, 20, 5000), (700, 200, 200))
+    assert other_kind(modality, ct, told) == kind
 
 
 def test_odd_arrays_tell_nothing():
