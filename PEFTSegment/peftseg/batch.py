@@ -88,6 +88,7 @@ def run_batch(job: ApplyJob, reporter: Reporter) -> dict[str, Any]:
                     remove_tree(out / PART)
         files = _summaries(batch)
     _raise_unless_useful(batch)
+    _tell_unchecked(batch)
     return {
         "studies": tally.done + tally.skipped + tally.failed,
         "done": tally.done,
@@ -100,6 +101,19 @@ def run_batch(job: ApplyJob, reporter: Reporter) -> dict[str, Any]:
         "provenance": loaded.provenance,
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _tell_unchecked(batch: Batch) -> None:
+    """Say where results of an earlier run were left as they are although checks are asked for now."""
+    if batch.job.quality == "none" or not batch.tally.skipped:
+        return
+    lines = batch.manifest.last_lines()
+    unchecked = sum(line["state"] == "done" and line.get("quality", "none") == "none" for line in lines)
+    if unchecked:
+        batch.reporter.warning(
+            f"{unchecked} studies were done in an earlier run without checks of quality, and are not done again; to check "
+            "them, choose another folder."
+        )
 
 
 def _run(batch: Batch, feed: Feed) -> None:

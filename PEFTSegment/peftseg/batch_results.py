@@ -271,6 +271,7 @@ def _done_line(read: Read, found: Found, loaded: Loaded, job: ApplyJob, outputs:
         "flags": {name: sentences for name, sentences in found.flags.items() if sentences},
         "doubt": {name: round(value, 4) for name, value in found.doubt.items()},
         "study_doubt": round(found.study_doubt, 4),
+        "quality": job.quality,
         "distance": found.distance,
         "warnings": said,
         "seconds": round(time.monotonic() - read.begun, 2),

@@ -309,6 +309,11 @@ def _matching(ref: str) -> list[Row]:
         found = [row for row in rows if test(row)]
         if found:
             return found
+    if not rows:
+        raise BadInput(
+            f"The adapter library is empty, so that '{ref}' is not in it.",
+            "Give an adapter file, or take one into the library: peftseg adapters import FILE.",
+        )
     raise unknown_name("adapter", str(ref), [row["ref"] for row in rows])
 
 

@@ -218,6 +218,15 @@ def test_doubt_about_an_adapters_results_stands_in_the_manifest_and_in_the_table
     assert rows == line["doubt"]
 
 
+def test_checks_that_are_asked_for_after_a_run_without_them_are_not_left_out_silently(tmp_path):
+    adapter = make_adapter(tmp_path / "a.safetensors", make_base())
+    scan, out, reporter = write_scan(tmp_path / "in" / "ct.nii.gz"), tmp_path / "out", Reporter.silent()
+    run(batch_job(None, out, scan, adapter=str(adapter)))
+    run(batch_job(None, out, scan, adapter=str(adapter), quality="fast"), reporter)
+    (said,) = [e["message"] for e in reporter.events if e["event"] == "warning"]
+    assert "1 studies were done in an earlier run without checks of quality" in said
+
+
 def test_several_adapters_make_one_result_a_study_and_another_rule_is_another_batch(tmp_path):
     base = make_base()
     kidneys = make_adapter(tmp_path / "a.safetensors", base)
