@@ -1,4 +1,4 @@
-"""Step 3's "Go on from adapter ... (faster)": when it is offered, when it is on, and what the job then says."""
+"""Step 3's "Faster: go on from ...": when it is offered, when it is on, and what the job then says."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_going_on_is_offered_after_a_correction_and_on_where_the_structures_are_
     main.context.refresh()
     host.process_events(120)
     assert not ui.startBox.isHidden()
-    assert ui.startBox.text == f"Go on from adapter {NAME}, version 1 (faster)"
+    assert ui.startBox.text == f"Faster: go on from {NAME}, version 1"
     assert ui.startBox.checked
     assert ui.startHint.text == "It was learnt from 5 scans and 2 are here: it may forget what the others taught."
     assert ui.nameEdit.text == NAME

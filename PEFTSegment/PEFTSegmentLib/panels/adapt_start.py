@@ -16,12 +16,12 @@ from .adapt_choices import LibraryCache, Support
 from .adapt_progress import short
 from .apply_adapters import title
 
-LENGTH = 34  # characters of an adapter's name
+LENGTH = 30  # characters of an adapter's name
 Row = dict[str, Any]
 
 
 class StartChoice:
-    """The tick "Go on from adapter X (faster)".
+    """The tick "Faster: go on from X".
 
     Offered when results of an adapter were corrected into the support scans, else for the adapter whose name is chosen. It
     is on by itself only in the first case and with the same structures.
@@ -103,9 +103,7 @@ class StartChoice:
         ui.startBox.visible = ui.startHint.visible = labelled and row is not None
         if row is None or not labelled:
             return
-        ui.startBox.text = _("Go on from adapter {name} (faster)").format(
-            name=short(title(row), LENGTH).replace("&", "&&")
-        )
+        ui.startBox.text = _("Faster: go on from {name}").format(name=short(title(row), LENGTH).replace("&", "&&"))
         ui.startBox.checked = self.on
         tip = _("Learns from where {name} is, in about half of the time; otherwise it starts over")
         enable(ui.startBox, "", tip.format(name=title(row)))
