@@ -119,7 +119,7 @@ def attach(jobdir: Path) -> JobHandle:
     return JobHandle(jobdir, None, sys.executable, WORKER)
 
 
-_released: list[subprocess.Popen] = []  # kept, because Python warns of a child process that is forgotten while it runs
+_children: list[subprocess.Popen] = []  # kept, because Python warns of a child process that is forgotten while it runs
 
 
 class JobHandle:
@@ -186,9 +186,6 @@ class JobHandle:
 
     def release(self) -> None:
         """Let the worker go on without this handle: its client closes. Another client may `attach`."""
-        if self._process is not None and self._process.poll() is None:
-            _released[:] = [process for process in _released if process.poll() is None]
-            _released.append(self._process)
         self._process = None
 
     def wait(self, timeout_s: float | None = None) -> Event:
@@ -325,6 +322,8 @@ def _launch(jobdir: Path, python: str, command: tuple[str, ...]) -> subprocess.P
         raise BadInput(
             f"The interpreter {python} cannot be started: {error.strerror}.", "Repair or choose the environment again."
         ) from error
+    _children[:] = [child for child in _children if child.poll() is None]
+    _children.append(process)
     record_process(jobdir, process.pid)
     return process
 
