@@ -73,6 +73,27 @@ def test_the_map_is_monais_on_a_network_that_gives_the_score_as_a_class():
     torch.testing.assert_close(found, torch.as_tensor(expected), rtol=1e-4, atol=1e-6)
 
 
+def pytorch_grad_cam_map(network, module, image, voxels, row):
+    """The map of pytorch-grad-cam, before it scales to 0..1, at the layer's own resolution."""
+    tool = pytest.importorskip("pytorch_grad_cam", reason="grad-cam needs torchvision, which no test installs")
+    cam = tool.GradCAM(model=network, target_layers=[network.get_submodule(module)])
+    cam(input_tensor=image[None], targets=[lambda output: output[row][voxels].sum()])
+    activations, gradients = (
+        found[0].numpy() for found in (cam.activations_and_grads.activations, cam.activations_and_grads.gradients)
+    )
+    raw = cam.get_cam_image(image[None], network.get_submodule(module), [], activations, gradients, False)
+    cam.activations_and_grads.release()
+    return torch.from_numpy(raw[0]).clamp(min=0)
+
+
+@pytest.mark.parametrize("name", ["stem", "down", "up"])
+def test_the_map_is_pytorch_grad_cams_where_that_is_installed(name):
+    subject, prepared = tiny(), image_of()
+    theirs = pytorch_grad_cam_map(subject.network, name, prepared.image, M, 1)
+    expected = functional.interpolate(theirs[None, None], size=prepared.image.shape[1:], mode="trilinear")[0, 0]
+    torch.testing.assert_close(maps_of(subject, prepared, [name])[0], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_features_are_right_where_the_network_adds_to_them_in_place():
     subject = small_segresnet()
     prepared, voxels = image_of((12, 12, 12)), ball_in((12, 12, 12))
