@@ -143,7 +143,7 @@ def test_what_does_not_fit_the_adapter_is_refused_with_a_reason(job, model, tmp_
         going_on(job, tmp_path, options=RATES)
     with pytest.raises(BadInput, match="has seen them"):
         going_on(job, tmp_path, estimate="loo")
-    with pytest.raises(BadInput, match="Unknown adapter"):
+    with pytest.raises(BadInput, match="is not in it"):
         run_adapt(going_on(job, tmp_path, start_from="nobody"), Reporter.silent())
 
 
