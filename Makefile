@@ -30,6 +30,7 @@ bench: $(DEV)
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_gui.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_methods.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_batch.py
+	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_dicom.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_inspect.py
 
 # The pictures of Docs/tutorial.md, from the module on the stand-in for Slicer; the adaptation takes its full time.
