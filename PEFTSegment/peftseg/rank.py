@@ -35,12 +35,12 @@ from peftseg.config import RankJob
 from peftseg.device import choose_device
 from peftseg.errors import JobCancelled, PeftsegError
 from peftseg.events import Reporter
-from peftseg.infer import ACCUMULATOR_BYTES, ready
+from peftseg.infer import ready
 from peftseg.licences import usable
 from peftseg.models import Preprocessing
 from peftseg.networks import is_slicewise
 from peftseg.preprocess import Prepared, prepare
-from peftseg.segmenter import SMALLER, Segmenter, adapter_segmenter, entry_segmenter
+from peftseg.segmenter import Segmenter, adapter_segmenter, entry_segmenter, room_for_logits
 from peftseg.volume import Volume, read_volume
 from peftseg.weights import n_outputs
 from peftseg.windows import logit_slabs, tile
@@ -240,7 +240,7 @@ def _predict(
             prepared.image.to(device),
             rows,
             tile(shape, window, segmenter.overlap, prepared.scheme, is_slicewise(segmenter.network)),
-            limit_bytes=ACCUMULATOR_BYTES // (SMALLER if reporter.smaller_plan else 1),
+            limit_bytes=room_for_logits(reporter),
             reporter=reporter,
             padding=prepared.background,
         )

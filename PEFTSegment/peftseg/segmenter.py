@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,12 @@ def adapter_segmenter(ref: str | Path) -> Segmenter:
     """
     recipe, state, digest = load_adapter(find_adapter(ref))
     entry = find_base(recipe)
-    segmenter = segmenter_of(recipe, load_adapted_network(recipe, state, entry), digest)
-    segmenter = replace(segmenter, modality=entry.modality)
-    if recipe.method == SITE:  # made without labels: what is known of the structures is the base's knowledge
-        return replace(segmenter, structure_facts=entry.record.get("structure_facts", {}))
-    return segmenter
+    return segmenter_of(recipe, load_adapted_network(recipe, state, entry), digest, entry)
 
 
-def segmenter_of(recipe: Recipe, network: nn.Module, digest: str) -> Segmenter:
-    """A network with an adapter, by the adapter's recipe and hash."""
+def segmenter_of(recipe: Recipe, network: nn.Module, digest: str, entry: ModelEntry) -> Segmenter:
+    """A network with an adapter, by the adapter's recipe and hash, and its base."""
+    known = entry.record if recipe.method == SITE else recipe.record  # made without labels: the base's knowledge counts
     facts = {
         "adapter": recipe.name,
         "adapter_version": str(recipe.version),
@@ -108,7 +105,8 @@ def segmenter_of(recipe: Recipe, network: nn.Module, digest: str) -> Segmenter:
         recipe.smallest_window,
         recipe.window_step,
         recipe.record.get("borders", {}),
-        recipe.record.get("structure_facts", {}),
+        known.get("structure_facts", {}),
+        entry.modality,
     )
 
 
@@ -245,7 +243,27 @@ def segment_volume(
         On the study's own grid.
     """
     prepared = prepare(volume, segmenter.preprocessing) if prepared is None else prepared
-    result = segment(
+    result = segment_rows(
+        segmenter, prepared, device, overlap=overlap, precision=precision, reporter=reporter, observer=observer
+    )
+    if segmenter.activation == "sigmoid":
+        return result
+    values = [0, *(s.value for s in segmenter.structures)]
+    return np.array(values, dtype=np.min_scalar_type(max(values)))[result]
+
+
+def segment_rows(
+    segmenter: Segmenter,
+    prepared: Prepared,
+    device: torch.device,
+    *,
+    overlap: float | None = None,
+    precision: str = "auto",
+    reporter: Reporter | None = None,
+    observer: Observer | None = None,
+) -> np.ndarray:
+    """Segment a prepared study, by rows of the network as `infer.segment` gives it; parameters of `segment_volume`."""
+    return segment(
         segmenter.network,
         prepared,
         n_outputs(segmenter.structures, segmenter.activation),
@@ -255,10 +273,11 @@ def segment_volume(
         device,
         precision=precision,
         reporter=reporter,
-        accumulator_bytes=ACCUMULATOR_BYTES // (SMALLER if reporter is not None and reporter.smaller_plan else 1),
+        accumulator_bytes=room_for_logits(reporter),
         observer=observer,
     )
-    if segmenter.activation == "sigmoid":
-        return result
-    values = [0, *(s.value for s in segmenter.structures)]
-    return np.array(values, dtype=np.min_scalar_type(max(values)))[result]
+
+
+def room_for_logits(reporter: Reporter | None) -> int:
+    """Bytes for blended logits: less after the system ended the job for memory."""
+    return ACCUMULATOR_BYTES // (SMALLER if reporter is not None and reporter.smaller_plan else 1)

@@ -22,16 +22,15 @@ from peftseg.adapter_file import load_adapter
 from peftseg.axis_map import axis_map
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
-from peftseg.infer import ACCUMULATOR_BYTES, owned_taps, segment
+from peftseg.infer import owned_taps
 from peftseg.library import find_adapter
-from peftseg.models import Preprocessing, Structure
+from peftseg.models import ModelEntry, Preprocessing, Structure
 from peftseg.networks import Anatomy
 from peftseg.preprocess import Prepared, prepare
 from peftseg.resample import interpolate, taps_back
-from peftseg.segmenter import SMALLER, Segmenter, attach_to, base_for, find_base, segmenter_of
+from peftseg.segmenter import Segmenter, attach_to, base_for, find_base, segment_rows, segmenter_of
 from peftseg.several_rules import BY_PROBABILITY, DEFAULT_RULE, RULES, Combined, check_rule, combine
 from peftseg.volume import Volume
-from peftseg.weights import n_outputs
 from peftseg.windows import Slab
 
 __all__ = ["DEFAULT_RULE", "RULES", "Merged", "Several", "load_several", "segment_with"]
@@ -132,7 +131,7 @@ def load_several(refs: Sequence[str | Path], rule: str = DEFAULT_RULE) -> Severa
     check_rule(rule)
     if len(refs) < 2:
         raise BadInput(f"{len(refs)} adapter was given; several are two or more.", "Name another adapter.")
-    bases: dict[tuple[str, str], tuple[nn.Module, Anatomy]] = {}
+    bases: dict[tuple[str, str], tuple[nn.Module, Anatomy, ModelEntry]] = {}
     members: list[Segmenter] = []
     for ref in refs:
         recipe, state, digest = load_adapter(find_adapter(ref))
@@ -140,10 +139,11 @@ def load_several(refs: Sequence[str | Path], rule: str = DEFAULT_RULE) -> Severa
             raise BadInput(f"The adapter {recipe.name} (version {recipe.version}) is named twice.", "Name it once.")
         key = (recipe.base_id, recipe.base_fingerprint)
         if key not in bases:
-            bases[key] = base_for(recipe, find_base(recipe))
-        plain, anatomy = bases[key]
+            entry = find_base(recipe)
+            bases[key] = (*base_for(recipe, entry), entry)
+        plain, anatomy, entry = bases[key]
         network = attach_to(recipe, state, copy.deepcopy(plain), anatomy).merge()
-        members.append(segmenter_of(recipe, network, digest))
+        members.append(segmenter_of(recipe, network, digest, entry))
     combined = combine([member.structures for member in members])
     return Several(tuple(members), combined, rule, _provenance(members, combined, rule))
 
@@ -217,17 +217,13 @@ def _ask(
         shared = [s.name for s in member.structures if s.name in several.combined.shared]
         odds = _Odds(member, shared, not layered, prepared)
     try:
-        result = segment(
-            member.network,
+        result = segment_rows(
+            member,
             prepared,
-            n_outputs(member.structures, member.activation),
-            member.window_on(prepared.image.shape[1:]),
-            member.overlap if overlap is None else overlap,
-            member.activation,
             device,
+            overlap=overlap,
             precision=precision,
             reporter=reporter,
-            accumulator_bytes=ACCUMULATOR_BYTES // (SMALLER if reporter is not None and reporter.smaller_plan else 1),
             observer=None if odds is None else odds.take,
         )
     finally:

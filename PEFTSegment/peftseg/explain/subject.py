@@ -51,7 +51,7 @@ def adapter_subject(ref: str | Path) -> tuple[Subject, ModelEntry]:
     recipe, state, digest = load_adapter(find_adapter(ref))
     entry = find_base(recipe)
     attached, anatomy = attach_adapter(recipe, state, entry)
-    segmenter = segmenter_of(recipe, attached.network.eval(), digest)
+    segmenter = segmenter_of(recipe, attached.network.eval(), digest, entry)
     return Subject(**vars(segmenter), anatomy=anatomy), entry
 
 
