@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peftseg.adapter_file import Recipe, read_adapter_info, renamed
 from peftseg.errors import BadInput
-from peftseg.library import file_name, list_adapters, next_version, show_adapter, store
+from peftseg.library import OWN, file_name, list_adapters, show_adapter, store, store_next
 from peftseg.library_rows import ref_of
 from peftseg.licences import accept, acknowledgement, licence_text
 from peftseg.models import ModelEntry, known_models
@@ -64,7 +64,7 @@ def import_checked(path: str | Path, accept_licence: bool = False, renumber: boo
         accept(entry)
     notes += _software(recipe)
     rows = list_adapters(check=False)
-    same = next((row for row in rows if row["hash"] == digest and row["source"] == "own"), None)
+    same = next((row for row in rows if row["hash"] == digest and row["source"] == OWN), None)
     taken = same is None and (
         any(row["ref"] == ref_of(recipe) for row in rows)
         or (adapters_dir() / file_name(recipe.name, recipe.version)).exists()
@@ -93,11 +93,13 @@ def licence_to_accept(path: str | Path) -> ModelEntry | None:
 def _as_next(path: Path, recipe: Recipe) -> Path:
     """Store the file under the next version of its name; its record says the hash that it had."""
     with tempfile.TemporaryDirectory(prefix=".import-", dir=adapters_dir()) as folder:
-        version = next_version(recipe.name)
-        content, _ = renamed(path, recipe.name, version)
-        copy = Path(folder) / file_name(recipe.name, version)
-        copy.write_bytes(content)
-        return store(copy)
+
+        def write(version: int) -> Path:
+            copy = Path(folder) / file_name(recipe.name, version)
+            copy.write_bytes(renamed(path, recipe.name, version)[0])
+            return copy
+
+        return store_next(recipe.name, write)
 
 
 def base_here(identity: str) -> ModelEntry | None:

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from peftseg.apply_names import SUFFIXES, is_result, unique_names
+from peftseg.apply_names import files_of_result, is_result, result_name, unique_names
 from peftseg.apply_steps import (
     OF_DICOM,
     Loaded,
-    files_of_result,
     load,
-    mask_of,
     require_dicom,
     segment_study,
     warnings_about,
@@ -28,12 +25,13 @@ from peftseg.apply_steps import (
 )
 from peftseg.config import ApplyJob
 from peftseg.device import choose_device
-from peftseg.dicom import is_dicom
+from peftseg.dicom import files_in
 from peftseg.errors import BadInput, JobCancelled, PeftsegError
 from peftseg.events import Reporter
+from peftseg.measure import measure
 from peftseg.segmenter import load_adapted_network
 from peftseg.study import find_inputs, require_writable_dir
-from peftseg.volume import Volume, file_suffix, read_volume
+from peftseg.volume import Volume, is_dicom_input, read_volume
 
 if TYPE_CHECKING:
     from peftseg.dicom_inputs import SeriesSource
@@ -148,8 +146,7 @@ def _plan(job: ApplyJob, reporter: Reporter, scratch: Path | None) -> tuple[list
     from peftseg.dicom_rules import load_rules
 
     found = dicom_inputs(job.inputs, load_rules(job.series_rules), scratch, reporter)
-    suffix = SUFFIXES[job.format]
-    studies = [Study(s.files[0].parent, s.name, out / f"{s.name}_seg{suffix}", s) for s in found.series]
+    studies = [Study(s.files[0].parent, s.name, out / result_name(s.name, job.format), s) for s in found.series]
     studies += plan_studies(found.files, out, job.format) if found.files else []
     left_out = [entry.sentence for entry in found.left_out]
     for sentence in left_out:
@@ -175,21 +172,7 @@ def plan_studies(inputs: Sequence[Path], out: Path, file_format: str) -> list[St
             "Give the scans themselves, and another folder for the results.",
         )
     names = unique_names([path.absolute() for path in scans])
-    return [
-        Study(path, name, out / f"{name}_seg{SUFFIXES[file_format]}") for path, name in zip(scans, names, strict=True)
-    ]
-
-
-def source_files(source: Path) -> tuple[Path, ...]:
-    """The files of an input: itself, or those of a DICOM folder."""
-    if source.is_file():
-        return (source,)
-    return tuple(sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith(".")))
-
-
-def is_dicom_input(source: Path) -> bool:
-    """Whether an input is a DICOM series, as `read_volume` tells it."""
-    return source.is_dir() or (not file_suffix(source) and is_dicom(source))
+    return [Study(path, name, out / result_name(name, file_format)) for path, name in zip(scans, names, strict=True)]
 
 
 def _segment_study(
@@ -205,14 +188,10 @@ def _segment_study(
     for note in volume.notes:
         reporter.warning(note)
     found = segment_study(loaded, job, volume, device, reporter, study.name)
-    files = study.series.files if study.series is not None else source_files(study.source)
+    files = study.series.files if study.series is not None else files_in(study.source)
     write_result(study.target, found, volume, loaded, job, files)
     told = study.series.series.modality if study.series is not None else ""
     for text in (*found.notes, *warnings_about(study.name, found.result, loaded, volume, told)):
         reporter.warning(text)
-    millilitres = float(np.prod(volume.grid.spacing)) / 1000
-    volumes = {
-        s.name: round(int(np.count_nonzero(mask_of(found.result, i, s))) * millilitres, 3)
-        for i, s in enumerate(loaded.structures)
-    }
-    return volumes, found.flags, found.doubt
+    measured = measure(volume.array, found.result, loaded.structures, volume.grid)
+    return {name: entry.volume_ml for name, entry in measured.items()}, found.flags, found.doubt

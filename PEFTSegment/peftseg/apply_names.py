@@ -6,10 +6,21 @@ from collections import Counter
 from pathlib import Path
 
 from peftseg.errors import BadInput
+from peftseg.label_pairs import RESULT_SUFFIX
 from peftseg.volume import file_stem
 from peftseg.writing import SIDECAR_FORMAT, sidecar_path
 
 SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".seg.nrrd", "dicom-seg": ".dcm", "rtstruct": ".rtstruct.dcm"}
+
+
+def result_name(name: str, file_format: str) -> str:
+    """File name of a study's result."""
+    return f"{name}{RESULT_SUFFIX}{SUFFIXES[file_format]}"
+
+
+def files_of_result(target: Path, file_format: str) -> tuple[Path, ...]:
+    """The files of a result: its own, and the sidecar of a plain label map."""
+    return (target, sidecar_path(target)) if file_format == "nifti" else (target,)
 
 
 def is_result(path: Path) -> bool:

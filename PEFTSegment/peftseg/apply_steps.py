@@ -14,6 +14,8 @@ import torch
 
 from peftseg.config import ApplyJob
 from peftseg.device import choose_device, is_out_of_memory, release_memory
+from peftseg.dicom_source import FORMATS as OF_DICOM  # they refer to the files of the scan
+from peftseg.dicom_source import check_available
 from peftseg.errors import BadInput, OutOfMemory
 from peftseg.events import Reporter
 from peftseg.flags import check_result
@@ -24,14 +26,12 @@ from peftseg.segmenter import Segmenter, adapter_segmenter, model_segmenter, seg
 from peftseg.study import check_laterality, paired_names
 from peftseg.version import __version__
 from peftseg.volume import Volume, write_segmentation
-from peftseg.writing import sidecar_path
 
 if TYPE_CHECKING:
     from peftseg.quality import Checker
     from peftseg.several import Several
     from peftseg.site_distance import SiteDistance
 
-OF_DICOM = ("dicom-seg", "rtstruct")  # formats that refer to the files of the scan
 OVERLAPPING = ("nrrd", *OF_DICOM)  # formats that hold structures which overlap
 USE = "research only, not a medical device"
 
@@ -121,8 +121,6 @@ def load(job: ApplyJob) -> Loaded:
         Adapter or model cannot be used, or a package for the format is missing.
     """
     if job.format in OF_DICOM:
-        from peftseg.dicom_source import check_available
-
         check_available(job.format)
     if job.adapters:
         from peftseg.several import load_several
@@ -175,7 +173,7 @@ def segment_study(
 
     judged = score(checker, volume, result, device, seen=seen, **settings)
     doubt = {name: float(entry.doubt) for name, entry in judged.structures.items()}
-    distance = loaded.distance.of(volume, reporter) if loaded.distance is not None else None
+    distance = loaded.distance.of(volume, reporter, prepared) if loaded.distance is not None else None
     return Found(result, judged.checks, doubt, float(judged.doubt), tuple(judged.left_out), distance)
 
 
@@ -220,11 +218,6 @@ def within_memory(
     raise OutOfMemory(
         f"{what} does not fit into memory.", "Close other programs, crop the scan, or use a machine with more memory."
     )
-
-
-def files_of_result(target: Path, file_format: str) -> tuple[Path, ...]:
-    """The files of a result: its own, and the sidecar of a plain label map."""
-    return (target, sidecar_path(target)) if file_format == "nifti" else (target,)
 
 
 def write_result(

@@ -126,9 +126,8 @@ class _Unpacking:
         self._folder = folder
         self._limits = limits
         self._check = check
-        free = shutil.disk_usage(folder).free - limits.disk_reserve
         self._most = max(limits.free_bytes, limits.ratio * size)
-        self._room = free
+        self._room = shutil.disk_usage(folder).free - limits.disk_reserve
         self._out = 0
         self._written = 0
 
@@ -223,10 +222,9 @@ class _Rejoined:
         self._count = count
         count(len(head))
 
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes; all for a negative size."""
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes."""
         if self._head:
-            size = len(self._head) if size < 0 else size
             block, self._head = self._head[:size], self._head[size:]
             return block
         block = self._stream.read(size)

@@ -439,9 +439,8 @@ def _score_words(search: Search, choice: Choice, folds: list[int]) -> str:
 
 def _quiet(reporter: Reporter) -> Reporter:
     """A reporter for what happens inside a trial: it can be cancelled, but tells nothing and keeps no checkpoint."""
-    quiet = copy.copy(reporter)
+    quiet = reporter.without("progress", "warning", "log")
     quiet.checkpoint = quiet.result_dir = None
-    quiet.progress = quiet.warning = quiet.log = lambda *_words, **_facts: None
     return quiet
 
 

@@ -25,7 +25,7 @@ SPARE_BYTES = 500 * 2**20  # of free disk that files which are only for looking 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A model as it is.
+    """A model as it is; or with an adapter, where a scan is scored with that.
 
     Attributes
     ----------

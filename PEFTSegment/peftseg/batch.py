@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 import tempfile
 import threading
 import time
@@ -58,7 +57,10 @@ def run_batch(job: ApplyJob, reporter: Reporter) -> dict[str, Any]:
     out = Path(job.out)
     require_writable_dir(out)
     reporter = SharedReporter(reporter)
-    with _only_batch_in(out), _scratch() as scratch:
+    with (
+        _only_batch_in(out),
+        tempfile.TemporaryDirectory(prefix="peftseg-batch-", ignore_cleanup_errors=True) as scratch,  # for archives
+    ):
         reporter.progress("load", 0, 1)
         manifest = Manifest(out)
         if manifest.damaged:
@@ -66,7 +68,7 @@ def run_batch(job: ApplyJob, reporter: Reporter) -> dict[str, Any]:
                 f"{manifest.path.name} has {manifest.damaged} damaged line(s); these studies are done again."
             )
         planner = Planner(job, manifest)
-        plan = None if job.watch else planner.plan(scratch, reporter)
+        plan = None if job.watch else planner.plan(Path(scratch), reporter)
         loaded = load(job)
         manifest.require(*loaded.identity)
         if (out / PART).is_dir():
@@ -107,8 +109,8 @@ def _tell_unchecked(batch: Batch) -> None:
     """Say where results of an earlier run were left as they are although checks are asked for now."""
     if batch.job.quality == "none" or not batch.tally.skipped:
         return
-    lines = batch.manifest.last_lines()
-    unchecked = sum(line["state"] == "done" and line.get("quality", "none") == "none" for line in lines)
+    known = batch.manifest.known.values()
+    unchecked = sum(study.state == "done" and study.quality == "none" for study in known)
     if unchecked:
         batch.reporter.warning(
             f"{unchecked} studies were done in an earlier run without checks of quality, and are not done again; to check "
@@ -190,13 +192,3 @@ def _only_batch_in(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder for what archives hold; deleted at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="peftseg-batch-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -55,7 +55,7 @@ class Pipeline:
 
     def _next_ones(self) -> Iterator[Read]:
         batch = self.batch
-        while not (batch.stop.is_set() and self.read.empty() and batch.tally.full):
+        while not (batch.tally.full and self.read.empty()):
             batch.reporter.check()
             if batch.reporter.stop_keep():
                 batch.stop.set()

@@ -17,16 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import SimpleITK as sitk
 
-from peftseg.apply_names import SUFFIXES, is_result, unique_names
+from peftseg.apply_names import files_of_result, is_result, result_name, unique_names
 from peftseg.config import ApplyJob
-from peftseg.dicom import is_dicom
-from peftseg.errors import BadInput, PeftsegError
+from peftseg.errors import BadInput
 from peftseg.events import Reporter
-from peftseg.label_pairs import RESULT_SUFFIX
-from peftseg.manifest import Manifest, content_sha256, signature_of
+from peftseg.manifest import Manifest, signature_of
 from peftseg.study import find_inputs
-from peftseg.volume import Volume, file_stem, file_suffix, read_volume
-from peftseg.writing import sidecar_path
+from peftseg.volume import Volume, file_stem, file_suffix, is_dicom_input, read_volume
 
 if TYPE_CHECKING:
     from peftseg.dicom_inputs import SeriesSource
@@ -91,12 +88,11 @@ class BatchStudy:
 
     def target(self, file_format: str) -> str:
         """File name of its result."""
-        return f"{self.name}{RESULT_SUFFIX}{SUFFIXES[file_format]}"
+        return result_name(self.name, file_format)
 
     def targets(self, file_format: str) -> tuple[str, ...]:
         """File names of its result: the file, and the sidecar of a plain label map."""
-        name = self.target(file_format)
-        return (name, sidecar_path(Path(name)).name) if file_format == "nifti" else (name,)
+        return tuple(file.name for file in files_of_result(Path(self.target(file_format)), file_format))
 
     def nameless(self, text: str) -> str:
         """A sentence without what must not be told of the study: where it lies, what its files are called, the patient."""
@@ -189,7 +185,7 @@ class Planner:
         place = study.series.name if study.series else str(study.source.absolute())
         if self._place.setdefault(study.key, place) == place:
             return study
-        key = _hash(study.key + place)
+        key = key_of(study.key + place)
         name = f"study-{key[:10]}" if study.opaque and not study.series else study.name
         return replace(study, key=key, name=name)
 
@@ -207,9 +203,7 @@ class Planner:
         return is_result(path)
 
 
-def watched(
-    planner: Planner, settle_s: float, wait: Callable[[float], bool]
-) -> Iterator[BatchStudy | PeftsegError | None]:
+def watched(planner: Planner, settle_s: float, wait: Callable[[float], bool]) -> Iterator[BatchStudy | None]:
     """Studies of watched inputs as they arrive, each when its files did not change for a while; None: nothing new.
 
     A study whose files change later comes again. Inputs may be empty, and files may vanish while they are looked at.
@@ -261,17 +255,12 @@ def is_done(study: BatchStudy, manifest: Manifest, file_format: str) -> bool:
     return manifest.is_done(study.key, study.signature, study.files(), study.targets(file_format))
 
 
-def input_sha256(study: BatchStudy) -> str:
-    """SHA-256 of the study's files."""
-    return content_sha256(study.files())
-
-
 def _unnamed(path: Path, names: str) -> BatchStudy:
     """A study without position, and without name unless it is opaque."""
     files = files_of(path)
-    dicom = path.is_dir() or (not file_suffix(path) and is_dicom(path))
+    dicom = is_dicom_input(path)
     uid, patient = _dicom_facts(files) if dicom else ("", ())
-    key = _hash(uid or str(path.absolute()))
+    key = key_of(uid or str(path.absolute()))
     opaque = names == "opaque" or (dicom and names != "keep")
     return BatchStudy(key, f"study-{key[:10]}" if opaque else "", path, 0, dicom, opaque, signature_of(files), patient)
 
@@ -281,7 +270,7 @@ def _of_series(series: SeriesSource) -> BatchStudy:
     files = tuple(Path(f) for f in series.files)
     uid, patient = _dicom_facts(files)
     part = series.series.part  # a series may hold several volumes, such as echoes
-    key = _hash(f"{uid}|{part}" if uid and part else uid or series.name)
+    key = key_of(f"{uid}|{part}" if uid and part else uid or series.name)
     return BatchStudy(key, series.name, files[0].parent, 0, True, True, signature_of(files), patient, series)
 
 
@@ -318,5 +307,6 @@ def _parts(path: Path, files: Sequence[Path]) -> tuple[str, ...]:
     return (str(whole), *sorted(words))
 
 
-def _hash(text: str) -> str:
+def key_of(text: str) -> str:
+    """The key of a study: a hash of its series' UID, or of its path."""
     return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()[:KEY_LENGTH]

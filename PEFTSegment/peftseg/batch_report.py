@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from peftseg.grid import Grid
 from peftseg.manifest import Line, Manifest
 from peftseg.models import Structure
 from peftseg.paths import atomic_write
-from peftseg.report import NOTICE, slices_through
+from peftseg.report import NOTICE, PLANES, slices_through, to_ras
 from peftseg.volume import Volume
 
 MEASUREMENTS, REPORT, PICTURES = "measurements.csv", "report.html", "pictures"
@@ -73,24 +72,20 @@ def write_report(manifest: Manifest, folder: Path, facts: Sequence[str]) -> Path
     facts : sequence of str
         Sentences about the batch.
     """
-    done = (line for line in manifest.last_lines() if line["state"] == "done")
-    keys = sorted((-float(line.get("study_doubt") or 0), line["name"], line["study"]) for line in done)
-    place = {study: number for number, (_, _, study) in enumerate(keys)}
-    cards: list[str] = [""] * len(place)
-    failed = []
+    done, failed = [], []
     for line in manifest.last_lines():
-        if line["study"] in place:
-            cards[place[line["study"]]] = _card(line)
+        if line["state"] == "done":
+            done.append((-float(line.get("study_doubt") or 0), line["name"], line["study"], _card(line)))
         elif line["state"] != "started":
             failed.append(_failure(line))
-    body = "\n".join(cards) or "<p>No study is done.</p>"
+    body = "\n".join(card for *_, card in sorted(done)) or "<p>No study is done.</p>"
     if failed:
         head = "<tr><th>Study</th><th>State</th><th>What happened</th><th>What to do</th></tr>"
         body += f"\n<h2>Not segmented ({len(failed)})</h2>\n<table>{head}\n" + "\n".join(failed) + "\n</table>"
     said = "\n".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
     path = folder / REPORT
     with atomic_write(path) as temporary:
-        text = _PAGE.format(notice=html.escape(NOTICE), facts=said, count=len(place), body=body)
+        text = _PAGE.format(notice=html.escape(NOTICE), facts=said, count=len(done), body=body)
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
@@ -147,15 +142,15 @@ def thumbnail(volume: Volume, result: np.ndarray, structures: Sequence[Structure
         (I, J, K) label map or (C, I, J, K) bool masks.
     """
     labels = result if result.ndim == 3 else _flat(result, structures)
-    where = slices_through(None if not labels.any() else labels > 0, labels.shape)
-    axes = _anatomical(volume.grid)
+    scan, spacing = to_ras(volume.array, volume.grid)
+    turned, _ = to_ras(labels, volume.grid)
+    where = slices_through(turned > 0, turned.shape)
     sample = volume.array[tuple(slice(None, None, 1 + n // 64) for n in volume.array.shape)]
     low, high = (float(p) for p in np.percentile(sample, (1, 99.5)))
     panels = []
-    for across, up, through in ((0, 1, 2), (0, 2, 1)):  # axial, coronal
-        axis, directions = axes[through][0], (axes[up], axes[across])
-        grey, marks = (_plane(array, axis, where[axis], directions) for array in (volume.array, labels))
-        rows, columns = _sizes(grey.shape, [volume.grid.spacing[a] for a, _ in directions])
+    for across, up, through in (PLANES["axial"], PLANES["coronal"]):
+        grey, marks = (np.take(array, where[through], axis=through).T[::-1, ::-1] for array in (scan, turned))
+        rows, columns = _sizes(grey.shape, (spacing[up], spacing[across]))
         picks = np.ix_(_picks(grey.shape[0], rows), _picks(grey.shape[1], columns))
         panels.append(_painted(grey[picks], marks[picks], (low, high), structures))
     gap = np.zeros((HEIGHT, 4, 3), np.uint8)
@@ -178,24 +173,6 @@ def _flat(masks: np.ndarray, structures: Sequence[Structure]) -> np.ndarray:
     for mask, structure in zip(masks, structures, strict=True):
         labels[mask] = structure.value
     return labels
-
-
-def _anatomical(grid: Grid) -> list[tuple[int, bool]]:
-    """Of right-left, front-back, head-foot: the array's axis nearest to it, and whether it grows to right, front, head."""
-    codes = grid.axcodes
-    order = [next(i for i, code in enumerate(codes) if code in pair) for pair in ("RL", "AP", "SI")]
-    return [(axis, codes[axis] in "RAS") for axis in order]
-
-
-def _plane(
-    array: np.ndarray, through: int, index: int, directions: tuple[tuple[int, bool], tuple[int, bool]]
-) -> np.ndarray:
-    """(rows from the top, columns from the left) of one slice: head or front on top, the patient's right on the left."""
-    plane = np.take(array, index, axis=through)
-    (up, up_grows), (across, across_grows) = directions
-    plane = plane if up < across else plane.T
-    plane = plane[::-1] if up_grows else plane
-    return plane[:, ::-1] if across_grows else plane
 
 
 def _sizes(shape: tuple[int, ...], spacing: Sequence[float]) -> tuple[int, int]:

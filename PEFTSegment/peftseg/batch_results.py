@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-from peftseg import batch_plan
 from peftseg.apply_steps import Found, Loaded, require_dicom, segment_study, warnings_about, write_result
 from peftseg.batch_plan import BatchStudy
 from peftseg.batch_report import PICTURES, thumbnail
@@ -29,7 +28,7 @@ from peftseg.device import is_out_of_memory
 from peftseg.disk_space import DiskFull, disk_full, is_full
 from peftseg.errors import BadInput, JobCancelled, OutOfMemory, PeftsegError
 from peftseg.events import Reporter
-from peftseg.manifest import Line, Manifest, Output, output_of
+from peftseg.manifest import Line, Manifest, Output, content_sha256, output_of
 from peftseg.measure import measure
 from peftseg.paths import remove_tree
 from peftseg.preprocess import Prepared, prepare
@@ -90,7 +89,7 @@ def read_study(study: BatchStudy, loaded: Loaded, job: ApplyJob) -> Read:
     require_dicom(study.source, study.dicom, job.format)
     volume = study.read(job.replace_nonfinite)
     prepared = prepare(volume, loaded.single.preprocessing) if loaded.single is not None else None
-    return Read(study, volume, prepared, batch_plan.input_sha256(study), begun)
+    return Read(study, volume, prepared, content_sha256(study.files()), begun)
 
 
 def segment_read(read: Read, loaded: Loaded, job: ApplyJob, device: torch.device, reporter: Reporter) -> Found:
@@ -130,7 +129,7 @@ def write_study(read: Read, found: Found, loaded: Loaded, job: ApplyJob, said: l
         if is_full(error, Path(job.out), found.result.nbytes):
             raise disk_full(Path(job.out)) from error
         if isinstance(error, OSError):
-            raise BadInput(f"{job.out} cannot be written ({error.strerror or error}).", "Check the folder.") from error
+            raise _unwritable(job.out, error) from error
         raise
     return _done_line(read, found, loaded, job, outputs, said), folder
 
@@ -141,9 +140,9 @@ def publish(line: Line, folder: Path, study: BatchStudy, job: ApplyJob, manifest
     Raises
     ------
     BadInput
-        A file of that name is there which no batch wrote, or which was changed since.
+        A file of that name is there which no batch wrote, or which was changed since; the folder cannot be written.
     DiskFull
-        The manifest found no room; the study counts as not done.
+        No room, for the manifest for one; the study counts as not done.
     """
     out = Path(job.out)
     try:
@@ -160,9 +159,17 @@ def publish(line: Line, folder: Path, study: BatchStudy, job: ApplyJob, manifest
             (out / PICTURES).mkdir(exist_ok=True)
             os.replace(picture, out / PICTURES / picture.name)
         manifest.append(line)
+    except OSError as error:
+        if is_full(error, out, 0):
+            raise disk_full(out) from error
+        raise _unwritable(job.out, error) from error
     finally:
         with contextlib.suppress(PeftsegError):
             remove_tree(folder)
+
+
+def _unwritable(out: str, error: OSError) -> BadInput:
+    return BadInput(f"{out} cannot be written ({error.strerror or error}).", "Check the folder.")
 
 
 def refuse_strangers(study: BatchStudy, names: Sequence[str], out: Path, manifest: Manifest) -> None:
@@ -176,15 +183,13 @@ def refuse_strangers(study: BatchStudy, names: Sequence[str], out: Path, manifes
             )
 
 
-def failed_line(study: BatchStudy, error: Exception, manifest_line: Line, outputs: tuple[Output, ...]) -> Line:
+def failed_line(study: BatchStudy, error: Exception, manifest_line: Line) -> Line:
     """The line of a study that was not segmented; a full disk makes it one "to be retried".
 
     Parameters
     ----------
     manifest_line : dict
         What every line of this batch holds.
-    outputs : tuple of Output
-        Of an earlier result that is still there.
     """
     known = error if isinstance(error, PeftsegError) else translated(error)
     return {
@@ -194,13 +199,12 @@ def failed_line(study: BatchStudy, error: Exception, manifest_line: Line, output
         "kind": "disk_full" if isinstance(known, DiskFull) else known.kind,
         "message": study.nameless(known.message),
         "remedy": study.nameless(known.remedy),
-        "outputs": [dataclasses.asdict(o) for o in outputs],
         "time": now(),
     }
 
 
 def translated(error: Exception) -> PeftsegError:
-    """What the user is told of an error that the engine did not raise on purpose; its traceback goes to the log."""
+    """What the user is told of an error that the engine did not raise on purpose."""
     if is_out_of_memory(error):
         return OutOfMemory(
             f"Memory ran out ({type(error).__name__}).", "Use a machine with more memory, or crop the scan."
@@ -232,7 +236,7 @@ def process(
     except JobCancelled:
         raise
     except Exception as error:  # one bad study never stops the others
-        return failed_line(study, error, identity_of(loaded), ()), None
+        return failed_line(study, error, identity_of(loaded)), None
 
 
 def identity_of(loaded: Loaded) -> Line:

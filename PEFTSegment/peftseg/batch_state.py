@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ class Batch:
             except PeftsegError as problem:
                 line, folder, error = self._failed(study, problem), None, problem
         if folder is None:
+            known = self.manifest.known.get(study.key)  # an earlier result is still there, and still the batch's own
+            line = {**line, "outputs": [dataclasses.asdict(o) for o in known.outputs] if known else []}
             with contextlib.suppress(DiskFull):  # then its line lacks, and it counts as not done all the same
                 self.manifest.append(line)
         self._count(study, line, error)
@@ -74,8 +77,7 @@ class Batch:
             self._tell(study, "skipped")
 
     def _failed(self, study: BatchStudy, error: Exception) -> Line:
-        known = self.manifest.known.get(study.key)
-        return failed_line(study, error, identity_of(self.loaded), known.outputs if known else ())
+        return failed_line(study, error, identity_of(self.loaded))
 
     def _count(self, study: BatchStudy, line: Line, error: Exception | None) -> None:
         with self.tally.lock:

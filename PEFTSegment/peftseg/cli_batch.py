@@ -10,12 +10,11 @@ from typing import Any
 from peftseg import cli_options as options
 from peftseg import config, jobs
 from peftseg.cli_jobs import run_here
-from peftseg.dicom import is_dicom
 from peftseg.events import CANCEL, STOP_KEEP
 from peftseg.licences import usable
 from peftseg.manifest import FILE
 from peftseg.several_rules import RULES
-from peftseg.volume import file_suffix
+from peftseg.volume import is_dicom_input
 
 
 def add_subcommands(subparsers: Any) -> None:
@@ -108,4 +107,4 @@ def is_batch(arguments: Namespace) -> bool:
     if arguments.watch or arguments.workers or arguments.cluster or (Path(arguments.out) / FILE).is_file():
         return True
     paths = [Path(path).expanduser() for path in arguments.input]
-    return len(paths) > 1 or any(path.is_dir() or (not file_suffix(path) and is_dicom(path)) for path in paths)
+    return len(paths) > 1 or any(is_dicom_input(path) for path in paths)

@@ -67,7 +67,7 @@ def _add_references(parser: options.Parser) -> None:
         "run", help=f"segment them again; exit code {WORSE}: something is worse, or could not be run"
     )
     run.add_argument("--adapter", nargs="+", default=[], metavar="NAME|FILE", help="only the scans pinned for these")
-    run.add_argument("--tolerance", type=float, default=0.01, metavar="DICE", help="smaller losses count as none")
+    run.add_argument("--tolerance", type=float, metavar="DICE", help="smaller losses count as none")
     run.add_argument("--accept", action="store_true", help="hold later runs against this one")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:n or mps (default: %(default)s)")
     _done(run, references_run)
@@ -162,7 +162,7 @@ def references_remove(arguments: Namespace) -> int:
 
 def references_run(arguments: Namespace) -> int:
     """`peftseg adapters references run`."""
-    from peftseg.reference_runs import run_references
+    from peftseg.reference_runs import TOLERANCE, run_references
 
     echo = JsonLines(sys.stdout) if arguments.json else ProgressBar(sys.stderr)
     reporter = Reporter(lambda kind, fields: echo({"event": kind, **plain(fields)}))
@@ -171,14 +171,14 @@ def references_run(arguments: Namespace) -> int:
         found = run_references(
             arguments.adapter,
             device=arguments.device,
-            tolerance=arguments.tolerance,
+            tolerance=TOLERANCE if arguments.tolerance is None else arguments.tolerance,
             accept=arguments.accept,
             reporter=reporter,
         )
     if arguments.json:
         echo({"event": "finished", **plain(found)})
     else:
-        print("\n".join([table(found["rows"], RUN_COLUMNS)] if found["rows"] else []))
+        print(table(found["rows"], RUN_COLUMNS) if found["rows"] else "")
         for change in found["changes"]:
             print(f"Changed since: {change}")
         for failure in found["failed"]:

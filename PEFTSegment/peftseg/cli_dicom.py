@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from peftseg import cli_options as options
-from peftseg.cli_progress import ProgressBar, table
+from peftseg.cli_models import shown_reporter
+from peftseg.cli_progress import table
 from peftseg.cli_show import print_json
-from peftseg.dicom_rules import DEFAULT, LeftOut, choose, load_rules, rules_text
+from peftseg.dicom_rules import DEFAULT, LeftOut, choose, load_rules, none_chosen, rules_text
 from peftseg.dicom_sort import Series, find_series
-from peftseg.errors import BadInput
-from peftseg.events import Reporter, plain
+from peftseg.events import Reporter
 
 COLUMNS = ("key", "study", "number", "modality", "description", "part", "slices", "size", "step_mm", "orientation")
 
@@ -67,8 +66,8 @@ def _add_search(parser: options.Parser) -> None:
 
 def run_list(arguments: Namespace) -> int:
     """`peftseg dicom list PATH...`."""
-    with tempfile.TemporaryDirectory(prefix="peftseg-") as scratch:
-        chosen, left_out = _search(arguments, Path(scratch), _reporter())
+    with shown_reporter() as reporter, tempfile.TemporaryDirectory(prefix="peftseg-") as scratch:
+        chosen, left_out = _search(arguments, Path(scratch), reporter)
         rows = [_row(series, "", arguments.paths) for series in chosen]
         rows_out = [_row(item.series, item.reason, arguments.paths) for item in left_out]
     if arguments.json:
@@ -92,15 +91,10 @@ def run_sort(arguments: Namespace) -> int:
     """`peftseg dicom sort PATH... --out DIR`."""
     from peftseg.dicom_folders import lay_out
 
-    reporter = _reporter()
-    with tempfile.TemporaryDirectory(prefix="peftseg-") as scratch:
+    with shown_reporter() as reporter, tempfile.TemporaryDirectory(prefix="peftseg-") as scratch:
         chosen, left_out = _search(arguments, Path(scratch), reporter)
         if not chosen:
-            reasons = "; ".join(item.sentence for item in left_out[:5])
-            raise BadInput(
-                f"No series was chosen of {len(left_out)} that were found. {reasons}".strip(),
-                "Change the rules; `peftseg dicom rules` prints some to start from.",
-            )
+            raise none_chosen(left_out)
         found = lay_out(chosen, left_out, Path(arguments.out), arguments.link, reporter)
     if arguments.json:
         print_json(
@@ -118,11 +112,6 @@ def run_sort(arguments: Namespace) -> int:
 def _search(arguments: Namespace, scratch: Path, reporter: Reporter) -> tuple[list[Series], list[LeftOut]]:
     rules = load_rules(arguments.rules)
     return choose(find_series(arguments.paths_in, reporter, scratch), rules)
-
-
-def _reporter() -> Reporter:
-    echo = ProgressBar(sys.stderr)
-    return Reporter(lambda kind, fields: echo({"event": kind, **plain(fields)}))
 
 
 def _row(series: Series, reason: str, with_paths: bool) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from peftseg import cli_options as options
+from peftseg.cli_progress import print_json
+from peftseg.dicom_source import FORMATS, check_available, series_files
 from peftseg.errors import BadInput, unknown_name
-from peftseg.models import Structure
-
-FORMATS = ("dicom-seg", "rtstruct")
 
 
 def add_export(subparsers: Any) -> None:
@@ -34,7 +32,6 @@ def add_export(subparsers: Any) -> None:
 def run_export(arguments: Namespace) -> int:
     """`peftseg dicom export`."""
     from peftseg.dicom_seg import write_result
-    from peftseg.dicom_source import check_available, series_files
     from peftseg.result_facts import read_facts
     from peftseg.volume import read_labels
 
@@ -69,11 +66,7 @@ def run_export(arguments: Namespace) -> int:
         arguments.compress,
     )
     if arguments.json:
-        print(json.dumps({"output": str(written), "format": arguments.format, "structures": _names(structures)}))
+        print_json({"output": written, "format": arguments.format, "structures": [s.name for s in structures]})
     else:
         print(f"Written: {written} ({len(structures)} structures; research use only, draft until reviewed)")
     return 0
-
-
-def _names(structures: tuple[Structure, ...]) -> list[str]:
-    return [structure.name for structure in structures]

@@ -164,7 +164,7 @@ def run_download(arguments: Namespace) -> int:
         )
     licences.require_accepted(entry)
     folder = _downloads(entry.id)
-    with _reporter(arguments.json) as reporter:
+    with shown_reporter(arguments.json) as reporter:
         import_checkpoint = _importer()  # before a long download: without torch it would be in vain
         file = download(
             entry.source, folder, mirror=arguments.mirror, progress=_progress(reporter), check=reporter.check
@@ -178,7 +178,7 @@ def run_import(arguments: Namespace) -> int:
     """`peftseg models import ID FILE` or `peftseg models import MODELDIR`."""
     if arguments.file is None:
         is_nnunet = (Path(arguments.model) / "plans.json").is_file()
-        with _reporter(arguments.json):
+        with shown_reporter(arguments.json):
             imported = _import_nnunet(arguments) if is_nnunet else _import_folder(arguments.model)
         return _print_finished("Imported", imported, arguments.json)
     given = [name for name in ("id", "fold", "orientation") if getattr(arguments, name) is not None]
@@ -192,7 +192,7 @@ def run_import(arguments: Namespace) -> int:
     file = options.existing(arguments.file, "checkpoint")
     licences.require_accepted(entry)
     folder = _downloads(entry.id)
-    with _reporter(arguments.json) as reporter:
+    with shown_reporter(arguments.json) as reporter:
         import_checkpoint = _importer()
         imported = import_checkpoint(entry, file, reporter=reporter, clip_driven=HEADS[arguments.head])
     if folder.is_dir():  # what a download had begun is not needed any more
@@ -376,7 +376,7 @@ def _ask_unless(yes: bool, entry: ModelEntry) -> None:
 
 
 @contextlib.contextmanager
-def _reporter(as_json: bool) -> Iterator[Reporter]:
+def shown_reporter(as_json: bool = False) -> Iterator[Reporter]:
     """A reporter that shows how it goes; the bar makes way for what is printed next, also for an error.
 
     With JSON nothing else comes to stdout: what libraries print goes to stderr. SIGTERM ends the block as Ctrl-C does, so

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from peftseg.cli_progress import JsonLines, ProgressBar, print_done, print_json,
 from peftseg.config import SuggestJob
 from peftseg.events import Reporter, plain
 from peftseg.licences import usable
-from peftseg.paths import write_text
+from peftseg.paths import write_csv
 
 SUGGEST_COLUMNS = ("ref", "kind", "distance", "structures", "reason")
 ADAPTER_COLUMNS = ("ref", "method", "base_id", "structures", "shots", "problem")
@@ -188,7 +186,7 @@ def evaluate(arguments: Namespace) -> int:
     prediction = options.existing(arguments.prediction, "prediction")
     rows = evaluate_folders(prediction, options.existing(arguments.truth, "truth"), structures)
     if arguments.csv:
-        write_text(arguments.csv, _csv_text(rows))
+        write_csv(arguments.csv, rows)
     if arguments.json:
         print_json(rows)
     else:
@@ -221,12 +219,3 @@ def doctor(arguments: Namespace) -> int:
     else:
         print(report_text(facts))
     return 0
-
-
-def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -24,14 +24,17 @@ FIELDS = (
 Rows = Sequence[dict[str, Any]]
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file that `append_rows` wrote; none where it does not exist. BadInput where it is damaged."""
+def read_rows(path: Path, needed: Sequence[str] = (*KEYS, "dice", "surface_dice")) -> list[dict[str, str]]:
+    """Rows of a CSV file that `append_rows` wrote; none where it does not exist. BadInput where it is damaged.
+
+    `needed` are columns that it must have.
+    """
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    missing = [key for key in (*KEYS, "dice", "surface_dice") if key not in (reader.fieldnames or ())]
+    missing = [key for key in needed if key not in (reader.fieldnames or ())]
     if missing:
         raise BadInput(f"{path} lacks the columns {', '.join(missing)}.", "Restore the file, or give another folder.")
     cut = next((n for n, row in enumerate(rows, start=2) if None in row or None in row.values()), None)
@@ -40,13 +43,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def append_rows(path: Path, rows: Rows) -> None:
+def append_rows(path: Path, rows: Rows, columns: Sequence[str] = FIELDS) -> None:
     """Add the rows of one finished run: all or none, whenever the process is killed.
 
-    A file that is there keeps its own columns.
+    A file that is there keeps its own columns, a new one gets `columns`.
     """
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    fields = next(csv.reader(old.splitlines()[:1])) if old else list(FIELDS)
+    fields = next(csv.reader(old.splitlines()[:1])) if old else list(columns)
     added = io.StringIO()
     writer = csv.DictWriter(added, fields, restval="", extrasaction="ignore", lineterminator="\n")
     if not old:

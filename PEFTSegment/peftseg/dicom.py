@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +18,22 @@ import SimpleITK as sitk
 
 from peftseg.dicom_frames import no_position, read_frames, scaled_frames
 from peftseg.dicom_regular import regularise as to_regular
-from peftseg.dicom_stack import (
-    ORIENTATION_TOLERANCE,
-    ROUNDING_MM,
-    ROUNDING_SHARE,
-    STEP_TOLERANCE,
-    Slice,
-    Stack,
-    make_stack,
-)
+from peftseg.dicom_stack import Slice, make_stack
 from peftseg.errors import BadInput
 from peftseg.grid import Grid
 
-__all__ = [
-    "ORIENTATION_TOLERANCE",
-    "ROUNDING_MM",
-    "ROUNDING_SHARE",
-    "STEP_TOLERANCE",
-    "Plane",
-    "Slice",
-    "is_dicom",
-    "is_dicom_folder",
-    "read_planes",
-    "read_series",
-    "read_with_notes",
-]
-
 Plane = tuple[Path, int]  # a file, and the frame in it
-NO_IMAGE_MODALITIES = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "PR", "SR", "KO", "REG", "DOC"}
+NO_IMAGE_MODALITIES = {
+    "SEG": "a segmentation",
+    "RTSTRUCT": "a structure set",
+    "RTPLAN": "a treatment plan",
+    "RTDOSE": "a dose",
+    "SR": "a report",
+    "PR": "a presentation state",
+    "KO": "a selection of images",
+    "REG": "a registration",
+    "DOC": "a document",
+}
 # SOP classes without slices: structure sets and plans, reports, presentation states, registrations, DICOMDIR, ...
 _NO_IMAGE_CLASSES = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(481\.[3-9]|88\.|11\.|66|67|104\.|9\.))")
 # Enhanced and legacy converted CT, MR, PET: also with one frame, its place is in the functional groups.
@@ -53,6 +42,17 @@ REGULARISE = (
     'Have it resampled (series rules with "regularise": true), or load it in Slicer (DICOM module; acquisition geometry '
     "regularization on), harden the transform, and save the volume as .nrrd."
 )
+
+
+@dataclass(frozen=True)
+class _ImagePlane(Slice):
+    """A slice, the UID, number and description of its series, and the rescale slopes and intercepts of its file.
+
+    `scales` has one of each frame of the file where they differ, and none where GDCM can apply them.
+    """
+
+    series: tuple[str, str, str]
+    scales: tuple[tuple[float, float], ...] = ()
 
 
 def is_dicom(path: Path) -> bool:
@@ -64,6 +64,11 @@ def is_dicom(path: Path) -> bool:
 def is_dicom_folder(folder: Path) -> bool:
     """True when a file directly inside is DICOM."""
     return any(p.is_file() and is_dicom(p) for p in sorted(Path(folder).iterdir()))
+
+
+def files_in(path: Path) -> list[Path]:
+    """The files of an input: itself, or those in a folder, hidden ones left out."""
+    return [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
 
 
 def read_series(path: Path | str, regularise: bool = False) -> tuple[np.ndarray, Grid]:
@@ -93,16 +98,11 @@ def read_series(path: Path | str, regularise: bool = False) -> tuple[np.ndarray,
         No images; several series or volumes; colour; mixed sizes or orientations; missing slices, uneven steps or
         gantry tilt; damaged files.
     """
-    array, grid, _ = read_with_notes(path, regularise)
-    return array, grid
-
-
-def read_with_notes(path: Path | str, regularise: bool = False) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
-    """As `read_series`, and what was done to the slices in words (none unless they were resampled)."""
     path = Path(path)
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+    files = files_in(path)
     shown = {file: file.name for file in files}
-    return _read(_one_series(_slices(files, shown, path.name), path.name), shown, path.name, regularise)
+    array, grid, _ = _read(_slices(files, shown, path.name), shown, path.name, regularise)
+    return array, grid
 
 
 def read_planes(
@@ -130,24 +130,25 @@ def read_planes(
         raise BadInput(
             f"{name}: {len(wanted) - len(slices)} of its {len(wanted)} slices are gone.", "Sort the folder again."
         )
-    return _read(_one_series(slices, name), shown, name, regularise)
+    return _read(slices, shown, name, regularise)
 
 
 def _read(
-    slices: list[Slice], shown: dict[Path, str], name: str, regularise: bool
+    slices: list[_ImagePlane], shown: dict[Path, str], name: str, regularise: bool
 ) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
+    _check_one_series(slices, name)
     stack = make_stack(slices, name)
     if stack.problems and not regularise:
         raise BadInput(f"{name}: {'; '.join(stack.problems)}. Expected evenly spaced parallel slices.", REGULARISE)
-    return to_regular(_voxels(stack, shown), stack, name)
+    return to_regular(_voxels(stack.slices, shown), stack, name)
 
 
-def _voxels(stack: Stack, shown: dict[Path, str]) -> np.ndarray:
-    """(K, rows, columns) float32, rescaled, in the order of the stack."""
-    columns, rows = stack.slices[0].size
-    array = np.empty((len(stack.slices), rows, columns), dtype=np.float32)
-    for file, places in _by_file(stack.slices).items():
-        planes = _planes(file, shown[file])
+def _voxels(slices: Sequence[_ImagePlane], shown: dict[Path, str]) -> np.ndarray:
+    """(K, rows, columns) float32, rescaled, in the order of the slices."""
+    columns, rows = slices[0].size
+    array = np.empty((len(slices), rows, columns), dtype=np.float32)
+    for file, places in _by_file(slices).items():
+        planes = _planes(file, slices[places[0][0]].scales, shown[file])
         for place, frame in places:
             array[place] = planes[frame]
     return array
@@ -160,16 +161,13 @@ def _by_file(slices: Sequence[Slice]) -> dict[Path, list[tuple[int, int]]]:
     return files
 
 
-def _planes(file: Path, shown: str) -> np.ndarray:
+def _planes(file: Path, scales: tuple[tuple[float, float], ...], shown: str) -> np.ndarray:
     """(frames, rows, columns) float32, rescaled."""
+    if scales:
+        return scaled_frames(file, scales, shown)
     reader = _reader(file)
     reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
-        reader.ReadImageInformation()
-        if _is_enhanced(reader):
-            frames = read_frames(file, shown)
-            if len({frame.scale for frame in frames}) > 1:
-                return scaled_frames(file, frames, shown)
         return sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         raise _damaged(file, shown) from error
@@ -191,9 +189,9 @@ def _damaged(file: Path, shown: str) -> BadInput:
     )
 
 
-def _slices(files: Sequence[Path], shown: dict[Path, str], name: str) -> list[Slice]:
+def _slices(files: Sequence[Path], shown: dict[Path, str], name: str) -> list[_ImagePlane]:
     """All image planes of files; those that are not DICOM, or DICOM without planes, are left out."""
-    found: list[Slice] = []
+    found: list[_ImagePlane] = []
     for file in files:
         reader = _reader(file)
         try:
@@ -225,7 +223,7 @@ def _is_enhanced(reader: sitk.ImageFileReader) -> bool:
     return int(_tag(reader, "0028|0008") or 1) > 1 or bool(ENHANCED_CLASSES.fullmatch(_tag(reader, "0008|0016")))
 
 
-def _slices_of_file(file: Path, reader: sitk.ImageFileReader, shown: str) -> list[Slice]:
+def _slices_of_file(file: Path, reader: sitk.ImageFileReader, shown: str) -> list[_ImagePlane]:
     if reader.GetNumberOfComponents() != 1:
         raise BadInput(
             f"{shown} is a colour image ({reader.GetNumberOfComponents()} values a pixel); expected grey values.",
@@ -234,21 +232,24 @@ def _slices_of_file(file: Path, reader: sitk.ImageFileReader, shown: str) -> lis
     series = tuple(_tag(reader, key) for key in ("0020|000e", "0020|0011", "0008|103e"))
     size = reader.GetSize()[:2]
     if _is_enhanced(reader):
+        frames = read_frames(file, shown)
+        scales = tuple(frame.scale for frame in frames)
+        scales = scales if len(set(scales)) > 1 else ()
         return [
-            Slice(file, n, frame.position, frame.orientation, frame.spacing, size, series)
-            for n, frame in enumerate(read_frames(file, shown))
+            _ImagePlane(file, n, frame.position, frame.orientation, frame.spacing, size, series, scales)
+            for n, frame in enumerate(frames)
         ]
     position, orientation = _numbers(_tag(reader, "0020|0032")), _numbers(_tag(reader, "0020|0037"))
     if len(position) != 3 or len(orientation) != 6:
         raise no_position(shown)
-    return [Slice(file, 0, position, orientation, reader.GetSpacing()[:2], size, series)]
+    return [_ImagePlane(file, 0, position, orientation, reader.GetSpacing()[:2], size, series)]
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(v) for v in text.split("\\")) if text else ()
 
 
-def _one_series(slices: list[Slice], name: str) -> list[Slice]:
+def _check_one_series(slices: list[_ImagePlane], name: str) -> None:
     counts = Counter(s.series for s in slices)
     if len({uid for uid, _, _ in counts}) > 1:
         listed = "; ".join(
@@ -264,4 +265,3 @@ def _one_series(slices: list[Slice], name: str) -> list[Slice]:
             f"{name} holds one DICOM slice; expected a series of at least two.",
             "Give the folder of the whole series, not one of its files.",
         )
-    return slices

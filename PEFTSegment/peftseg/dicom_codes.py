@@ -6,7 +6,7 @@ without one takes that of the table in `structures.py` by its name, else the gen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from peftseg.laterality import side
@@ -61,10 +61,8 @@ def structure_codes(structure: Structure) -> StructureCodes:
     if where is None or any(side(code.meaning) for code in said if code):
         return found
     if found.region and not found.region_modifier:
-        return StructureCodes(found.category, found.type, found.modifier, found.region, SIDES[where])
-    if not found.modifier:
-        return StructureCodes(found.category, found.type, SIDES[where], found.region, found.region_modifier)
-    return found
+        return replace(found, region_modifier=SIDES[where])
+    return found if found.modifier else replace(found, modifier=SIDES[where])
 
 
 def _code(text: str) -> Code | None:

@@ -10,7 +10,7 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -179,19 +179,18 @@ def text_of(value: Any) -> str:
         return str(value).strip(" \0")
 
 
-def scaled_frames(file: Path, frames: list[Frame], shown: str) -> np.ndarray:
+def scaled_frames(file: Path, scales: Sequence[tuple[float, float]], shown: str) -> np.ndarray:
     """(frames, rows, columns) float32 with each frame's own rescale slope and intercept, which GDCM has one of only."""
     pydicom = need_pydicom(f"{shown} is a multi-frame DICOM file with several rescale slopes")
     try:
         with quiet_pydicom():
             stored = pydicom.dcmread(file).pixel_array
     except (RuntimeError, *damage_errors()) as error:
-        scales = len({frame.scale for frame in frames})
         raise BadInput(
-            f"{shown}: its {len(frames)} frames have {scales} different rescale slopes or intercepts, and its "
+            f"{shown}: its {len(scales)} frames have {len(set(scales))} different rescale slopes or intercepts, and its "
             "compression cannot be undone here.",
             "Convert the file with dcm2niix and give the NIfTI file.",
         ) from error
-    slopes, intercepts = np.array([frame.scale for frame in frames], np.float32).T
-    stored = stored.reshape(len(frames), *stored.shape[-2:])
+    slopes, intercepts = np.array(scales, np.float32).T
+    stored = stored.reshape(len(scales), *stored.shape[-2:])
     return stored.astype(np.float32) * slopes[:, None, None] + intercepts[:, None, None]

@@ -12,6 +12,7 @@ from typing import Any
 
 from peftseg.dicom import ENHANCED_CLASSES, NO_IMAGE_MODALITIES
 from peftseg.dicom_frames import damage_errors, frames_of, need_pydicom, quiet_pydicom, text_of
+from peftseg.dicom_stack import Slice
 from peftseg.errors import BadInput
 
 # What tells volumes apart whose slices lie at the same places; the order matters, the first that does is used.
@@ -39,19 +40,9 @@ _TAGS = [
     *("SeriesDescription", "ProtocolName", "ConvolutionKernel", "ContrastBolusAgent", "BitsAllocated"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence"),
 ]
 CUT_OFF = "cut off: shorter than the image in them"
-_KINDS = {
-    "SEG": "a segmentation",
-    "RTSTRUCT": "a structure set",
-    "RTPLAN": "a treatment plan",
-    "RTDOSE": "a dose",
-    "SR": "a report",
-    "PR": "a presentation state",
-    "KO": "a selection of images",
-    "REG": "a registration",
-    "DOC": "a document",
-}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_PIXELS = re.compile(
     r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(481\.[3-9]|88\.|11\.|66|67|104\.|9\.|68\.|77\.1\.5\.3))"
@@ -61,15 +52,9 @@ _PLAIN_SYNTAXES = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12, "1.2.840.1
 
 
 @dataclass(frozen=True)
-class PlaneHeader:
-    """One plane of a file, as in `dicom_stack.Slice`; `facts` tell planes at the same place apart."""
+class PlaneHeader(Slice):
+    """One plane of a file; `facts` tell planes at the same place apart."""
 
-    file: Path
-    frame: int
-    position: tuple[float, ...]
-    orientation: tuple[float, ...]
-    spacing: tuple[float, float]
-    size: tuple[int, int]
     facts: tuple[tuple[str, str], ...]
 
 
@@ -156,7 +141,8 @@ def _header(data: Any, file: Path, left: int) -> FileHeader:
 def _why_unusable(data: Any, left: int, sop_class: str, modality: str) -> str:
     """Reasons that the header tells at once: no pixels, colour, a file that is too short for its pixels."""
     if _NO_PIXELS.match(sop_class) or modality in NO_IMAGE_MODALITIES or not data.get("Rows"):
-        return f"{_KINDS.get(modality, 'of a kind without slices')}, no image ({modality or 'no modality'})"
+        kind = NO_IMAGE_MODALITIES.get(modality, "of a kind without slices")
+        return f"{kind}, no image ({modality or 'no modality'})"
     samples = int(data.get("SamplesPerPixel") or 1)
     if samples != 1 or str(data.get("PhotometricInterpretation")) == "PALETTE COLOR":
         return "a colour image, not grey values"
@@ -171,10 +157,8 @@ def _why_unusable(data: Any, left: int, sop_class: str, modality: str) -> str:
 def _planes(data: Any, file: Path, sop_class: str) -> tuple[tuple[PlaneHeader, ...], str]:
     size = (int(data.Columns), int(data.Rows))
     if int(data.get("NumberOfFrames") or 1) > 1 or ENHANCED_CLASSES.fullmatch(sop_class):
-        pydicom = need_pydicom("frames")
-        whole = pydicom.dcmread(file, stop_before_pixels=True, force=True)
         try:
-            frames = frames_of(whole, "")
+            frames = frames_of(data, "")
         except BadInput:
             return (), "no position in the patient"
         headers = (

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftseg.dicom import read_planes
-from peftseg.dicom_rules import LeftOut, Rules, choose
-from peftseg.dicom_sort import Series, find_series
-from peftseg.errors import BadInput
+from peftseg.dicom_rules import LeftOut, Rules, choose, none_chosen
+from peftseg.dicom_sort import Series, all_files, find_series
 from peftseg.events import Reporter
 from peftseg.volume import Volume, file_suffix, finite_voxels
-
-SHOWN = 5  # reasons that an error lists
 
 
 @dataclass(frozen=True)
@@ -94,23 +91,13 @@ def dicom_inputs(paths: Iterable[Path | str], rules: Rules, scratch: Path, repor
     chosen, left_out = choose(find_series(paths, reporter, scratch), rules)
     files = _volume_files(paths)
     if not chosen and not files:
-        reasons = "; ".join(item.sentence for item in left_out[:SHOWN])
-        more = f"; and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-        raise BadInput(
-            f"No series was chosen of {len(left_out)} that were found. {reasons}{more}".strip(),
-            "Look at them with `peftseg dicom list`, and change the rules (`peftseg dicom rules` prints them).",
-        )
+        raise none_chosen(left_out)
     sources = (SeriesSource(f"{s.study}_{s.key}", s, rules.regularise) for s in chosen)
     return Inputs(tuple(sources), tuple(files), tuple(left_out))
 
 
 def _volume_files(paths: Iterable[Path]) -> list[Path]:
     """Volume files as `study.find_inputs` takes them: no segmentations, nothing hidden."""
-    found: dict[Path, None] = {}
-    for path in paths:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in inside:
-            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            if file.is_file() and not hidden and file_suffix(file) not in ("", ".seg.nrrd"):
-                found[file] = None
-    return list(found)
+    inside = (file for path in paths for file in sorted(all_files([path])))
+    wanted = (file for file in inside if file_suffix(file) not in ("", ".seg.nrrd") and file.is_file())
+    return list(dict.fromkeys(wanted))

@@ -12,12 +12,12 @@ import numpy as np
 
 from peftseg.axis_map import AxisMap
 from peftseg.dicom_source import Source
-from peftseg.dicom_stack import ROUNDING_MM, ROUNDING_SHARE, STEP_TOLERANCE, TILT_TOLERANCE
+from peftseg.dicom_stack import TILT_TOLERANCE, step_tolerance
 from peftseg.errors import BadInput
 from peftseg.grid import LPS_RAS, Grid
 from peftseg.models import Structure
 from peftseg.volume import Labels
-from peftseg.writing import check_structures
+from peftseg.writing import check_structures, layers_of
 
 GRID_TOLERANCE = 0.01  # of the smallest voxel edge, at the corners; NIfTI holds single precision
 
@@ -62,7 +62,7 @@ def numbered_layers(
     if isinstance(result, Labels) and result.segments:
         layers = _renumbered_segments(result, structures, dtype)
     elif array.ndim == 4 and array.dtype == bool:
-        layers = _layers_of_masks(array, dtype)
+        layers, _ = layers_of(array, range(1, len(array) + 1), dtype)
     else:
         array = array[0] if array.ndim == 4 else array
         layers = [_renumbered(array, {s.value: number for number, s in enumerate(structures, 1)}, dtype)]
@@ -113,8 +113,7 @@ def orient_to_source(array: np.ndarray, grid: Grid, source: Source) -> np.ndarra
 def _planes_fit(source: Source) -> bool:
     """Whether each plane lies where the regular grid has it, as near as `dicom.read_series` asks for."""
     step = source.grid.spacing[2]
-    near = max(STEP_TOLERANCE * step, min(ROUNDING_MM, ROUNDING_SHARE * step))
-    near += TILT_TOLERANCE * min(source.grid.spacing[:2]) + 1e-6
+    near = step_tolerance(step) + TILT_TOLERANCE * min(source.grid.spacing[:2]) + 1e-6
     lps = LPS_RAS @ source.grid.affine
     even = lps[:3, 3] + np.outer(np.arange(len(source.positions)), lps[:3, 2])
     return bool(np.linalg.norm(even - source.positions, axis=1).max() <= near)
@@ -147,16 +146,4 @@ def _renumbered_segments(labels: Labels, structures: Sequence[Structure], dtype:
         places = [labels.segments.get(s.name) for s in structures]
         numbers = {place[1]: n for n, place in enumerate(places, 1) if place and place[0] == index}
         layers.append(_renumbered(layer, numbers, dtype))
-    return layers
-
-
-def _layers_of_masks(masks: np.ndarray, dtype: type) -> list[np.ndarray]:
-    """Each mask in the first label map where it covers nothing."""
-    layers = [np.zeros(masks.shape[1:], dtype=dtype)]
-    for number, mask in enumerate(masks, 1):
-        layer = next((layer for layer in layers if not layer[mask].any()), None)
-        if layer is None:
-            layer = np.zeros(masks.shape[1:], dtype=dtype)
-            layers.append(layer)
-        layer[mask] = number
     return layers

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftseg.dicom_sort import Series
+from peftseg.dicom_sort import Series, as_number
 from peftseg.errors import BadInput
 from peftseg.strict_json import record_from
 
@@ -19,6 +19,7 @@ FORMAT = "peftseg-series-rules-1"
 DEFAULT = "default"
 ORIENTATIONS = ("axial", "coronal", "sagittal", "oblique")
 PICKS = ("all", "most-slices", "thinnest", "lowest-number")
+SHOWN = 5  # reasons that an error lists
 _REMEDY = "Correct the file; `peftseg dicom rules` prints one to start from."
 
 
@@ -200,6 +201,16 @@ def choose(series: Sequence[Series], rules: Rules = DEFAULT_RULES) -> tuple[list
     return picked, left_out
 
 
+def none_chosen(left_out: Sequence[LeftOut]) -> BadInput:
+    """The error for inputs of which the rules chose no series, with the first reasons."""
+    reasons = "; ".join(item.sentence for item in left_out[:SHOWN])
+    more = f"; and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+    return BadInput(
+        f"No series was chosen of {len(left_out)} that were found. {reasons}{more}".strip(),
+        "Look at them with `peftseg dicom list`, and change the rules (`peftseg dicom rules` prints them).",
+    )
+
+
 def _why_not(series: Series, rules: Rules) -> str:
     """Why a series is left out; "" where it is kept."""
     if series.unusable:
@@ -223,7 +234,7 @@ def _picked(kept: list[Series], pick: str) -> list[Series]:
     orders: dict[str, Callable[[Series], Any]] = {
         "most-slices": lambda s: -s.slices,
         "thinnest": lambda s: s.step or float("inf"),
-        "lowest-number": lambda s: float(s.number) if re.fullmatch(r"\d+(\.\d+)?", s.number) else float("inf"),
+        "lowest-number": lambda s: as_number(s.number)[0],
     }
     return [min(those, key=orders[pick]) for those in studies.values()]
 

@@ -18,7 +18,7 @@ from peftseg.dicom_codes import Code, structure_codes
 from peftseg.dicom_frames import quiet_pydicom
 from peftseg.dicom_layers import numbered_layers, planes_of
 from peftseg.dicom_seg_read import normal_of, position, read_dicom_seg
-from peftseg.dicom_source import RESEARCH, Source, long_string, read_source, require
+from peftseg.dicom_source import FORMATS, RESEARCH, Source, long_string, read_source, require
 from peftseg.errors import BadInput, unknown_name
 from peftseg.grid import Grid
 from peftseg.models import Structure
@@ -26,9 +26,8 @@ from peftseg.version import __version__
 from peftseg.volume import Labels
 from peftseg.writing import whole_file
 
-__all__ = ["FORMATS", "read_dicom_seg", "write_dicom_seg", "write_result"]
+__all__ = ["read_dicom_seg", "write_dicom_seg", "write_result"]
 
-FORMATS = ("dicom-seg", "rtstruct")
 PRODUCT = "PEFTSegment"
 LARGEST = 2**32 - 2  # bytes of voxels in one DICOM file
 SERIES_OFFSET = 1000  # to the series number of the source, so that results are listed behind it
@@ -98,8 +97,7 @@ def _object(
     import highdicom
 
     described = describe(structures, provenance, edited)
-    number = max(SERIES_OFFSET + int(source.headers[0].get("SeriesNumber") or 0), 1)
-    series, settings = highdicom.UID(), _settings(provenance)
+    number, series, settings = series_number(source), highdicom.UID(), _settings(provenance)
     try:
         parts = [_segmentation(layer, source, described, series, number, settings) for layer in layers]
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # its text may quote the header
@@ -185,6 +183,11 @@ def coded(code: Code) -> Any:
 def software_version(provenance: dict[str, str]) -> str:
     """The version of the software that made a result, e.g. "0.1.0"."""
     return long_string(provenance.get("software", __version__).removeprefix("peftseg "))
+
+
+def series_number(source: Source) -> int:
+    """The number of a result's series."""
+    return max(SERIES_OFFSET + int(source.headers[0].get("SeriesNumber") or 0), 1)
 
 
 def _parameter(value: str) -> str:

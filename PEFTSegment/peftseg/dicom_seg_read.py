@@ -9,6 +9,7 @@ import numpy as np
 
 from peftseg.dicom_frames import damage_errors, quiet_pydicom
 from peftseg.dicom_source import long_string, require
+from peftseg.dicom_stack import affine_of
 from peftseg.errors import BadInput
 from peftseg.grid import LPS_RAS, Grid
 from peftseg.volume import Labels
@@ -107,11 +108,9 @@ def _own_grid(dataset: Any) -> Grid:
     positions = np.array([position(frame) for frame in dataset.PerFrameFunctionalGroupsSequence])
     depths = np.unique(np.round(positions @ normal, 3))
     step = float(measures.get("SpacingBetweenSlices") or (np.diff(depths).min() if len(depths) > 1 else 1.0))
-    lps = np.eye(4)
-    lps[:3, :3] = np.column_stack([row * between_columns, column * between_rows, normal * step])
-    lps[:3, 3] = positions[np.argmin(positions @ normal)]
     count = round(float(depths[-1] - depths[0]) / step) + 1
-    return Grid((int(dataset.Columns), int(dataset.Rows), count), LPS_RAS @ lps)
+    affine = affine_of(row, column, (between_columns, between_rows), step, positions[np.argmin(positions @ normal)])
+    return Grid((int(dataset.Columns), int(dataset.Rows), count), affine)
 
 
 def _planes_on(dataset: Any, grid: Grid, name: str) -> tuple[int, int, list[int]]:

@@ -21,7 +21,7 @@ from peftseg.archives import is_archive, unpack
 from peftseg.dicom import Plane, is_dicom
 from peftseg.dicom_headers import CUT_OFF, FileHeader, PlaneHeader, read_header
 from peftseg.dicom_split import Part, split
-from peftseg.dicom_stack import Slice, Stack, make_stack, usual_step
+from peftseg.dicom_stack import make_stack, usual_step
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 
@@ -142,7 +142,7 @@ def find_series(
         reporter.progress("read headers", len(files), len(files))
     found = [series for _, headers in sorted(groups.items()) for series in _series(headers)]
     found = _with_losses(found, unreadable)
-    return sorted(found, key=lambda s: (s.study, _as_number(s.number))) + _unreadable(unreadable) + broken
+    return sorted(found, key=lambda s: (s.study, as_number(s.number))) + _unreadable(unreadable) + broken
 
 
 def opaque(text: str) -> str:
@@ -156,7 +156,7 @@ def _dicom_files(
     """DICOM files, each once, archives unpacked; and an unusable series for each archive that could not be."""
     files: dict[Path, None] = {}
     broken: list[Series] = []
-    for number, path in enumerate(_all_files(paths)):
+    for number, path in enumerate(all_files(paths)):
         if number % SAY_EVERY == 0:
             reporter.check()
         kind = _kind(path)
@@ -189,7 +189,8 @@ def _kind(path: Path) -> str:
         return "dicom"
 
 
-def _all_files(paths: Iterable[Path | str]) -> Iterator[Path]:
+def all_files(paths: Iterable[Path | str]) -> Iterator[Path]:
+    """Files as they were given, and those in folders and their sub-folders, hidden ones left out."""
     for path in map(Path, paths):
         if path.is_file():
             yield path
@@ -289,19 +290,11 @@ def _volume(base: Series, part: Part, header: FileHeader, localiser: bool) -> Se
     if series.slices < 2:
         return replace(series, unusable="one slice only")
     try:
-        stack = _stack(part)
+        stack = make_stack(part.planes, "the series")
     except BadInput as error:
         return replace(series, unusable=error.message)
     ordered = tuple((item.file, item.frame) for item in stack.slices)
     return replace(series, planes=ordered, step=usual_step(stack.depth), problems=stack.problems)
-
-
-def _stack(part: Part) -> Stack:
-    slices = [
-        Slice(plane.file, plane.frame, plane.position, plane.orientation, plane.spacing, plane.size, ("", "", ""))
-        for plane in part.planes
-    ]
-    return make_stack(slices, "the series")
 
 
 def _orientation(plane: PlaneHeader) -> str:
@@ -329,5 +322,6 @@ def _unreadable(files: list[Path]) -> list[Series]:
     return [Series(opaque("unreadable"), "", "", unusable=reason, planes=tuple((file, 0) for file in files))]
 
 
-def _as_number(text: str) -> tuple[float, str]:
+def as_number(text: str) -> tuple[float, str]:
+    """What series numbers are sorted by: numbers first, then other texts."""
     return (float(text), "") if re.fullmatch(r"\d+(\.\d+)?", text) else (float("inf"), text)

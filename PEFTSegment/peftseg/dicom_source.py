@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from peftseg.dicom_frames import damage_errors, quiet_pydicom
-from peftseg.dicom_stack import ORIENTATION_TOLERANCE
+from peftseg.dicom import files_in
+from peftseg.dicom_frames import damage_errors, frames_of, quiet_pydicom
+from peftseg.dicom_stack import ORIENTATION_TOLERANCE, affine_of
 from peftseg.errors import BadInput
-from peftseg.grid import LPS_RAS, Grid
+from peftseg.grid import Grid
 
+PACKAGES = {"dicom-seg": "highdicom", "rtstruct": "contourpy"}  # what each format needs beside pydicom
+FORMATS = tuple(PACKAGES)
 LONGEST = 64  # signs of a DICOM long string
 # what a derived object repeats and anonymisation may have removed; DICOM lets it be empty
 PATIENT_AND_STUDY = (
@@ -32,7 +35,7 @@ PATIENT_AND_STUDY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
-_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+_SHARED = ("PlaneOrientationSequence", "PixelMeasuresSequence")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 RESEARCH = "research use only, draft until reviewed"
 
@@ -75,14 +78,13 @@ class Plane:
     frame: int | None
     position: tuple[float, ...]
     orientation: tuple[float, ...]
-    spacing: tuple[float, float]  # between rows, between columns
+    spacing: tuple[float, float]  # along a row, along a column
 
 
 def check_available(file_format: str) -> None:
     """BadInput with the command that installs it, where a package lacks that "dicom-seg" or "rtstruct" needs."""
-    package = {"dicom-seg": "highdicom", "rtstruct": "contourpy"}[file_format]
     require("pydicom", file_format)
-    require(package, file_format)
+    require(PACKAGES[file_format], file_format)
 
 
 def require(package: str, what: str) -> ModuleType:
@@ -99,7 +101,7 @@ def require(package: str, what: str) -> ModuleType:
 def series_files(path: Path | str) -> list[Path]:
     """Files of a series folder (or the one file that was given), hidden ones left out; BadInput when there are none."""
     path = Path(path)
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file() and p.name[0] != ".")
+    files = files_in(path)
     if not files:
         raise BadInput(f"{path} holds no file; expected a DICOM series.", "Give the folder of one DICOM series.")
     return files
@@ -126,14 +128,11 @@ def _source(planes: list[Plane]) -> Source:
     order = np.argsort([np.dot(plane.position, normal) for plane in planes], kind="stable")
     planes = [planes[n] for n in order]
     positions = np.array([plane.position for plane in planes])
-    between_rows, between_columns = planes[0].spacing
     step = float((positions[-1] - positions[0]) @ normal) / (len(planes) - 1)
-    lps = np.eye(4)
-    lps[:3, :3] = np.column_stack([row * between_columns, column * between_rows, normal * step])
-    lps[:3, 3] = positions[0]
     header = planes[0].header
     repeated = {name: header[name].value for name in PATIENT_AND_STUDY if name in header}
-    grid = Grid((header.Columns, header.Rows, len(planes)), LPS_RAS @ lps)
+    affine = affine_of(row, column, planes[0].spacing, step, positions[0])
+    grid = Grid((header.Columns, header.Rows, len(planes)), affine)
     if planes[0].frame is not None:
         return Source((_prepared(header),), tuple(plane.frame for plane in planes), positions, grid, repeated)
     for plane in planes:  # the same within rounding; highdicom takes equal ones only
@@ -141,9 +140,9 @@ def _source(planes: list[Plane]) -> Source:
     return Source(tuple(_prepared(plane.header) for plane in planes), (), positions, grid, repeated)
 
 
-def long_string(text: str, longest: int = LONGEST) -> str:
+def long_string(text: str) -> str:
     """Text as DICOM's long strings hold it: one line, no backslash, at most 64 signs."""
-    return " ".join(str(text).replace("\\", "/").split())[:longest].strip()
+    return " ".join(str(text).replace("\\", "/").split())[:LONGEST].strip()
 
 
 def _planes(file: Path) -> list[Plane]:
@@ -167,31 +166,22 @@ def _planes_of(header: Any) -> list[Plane]:
     )
     if not position or not orientation or not spacing:
         return []
-    return [_plane(header, None, position, orientation, spacing)]
-
-
-def _plane(header: Any, frame: int | None, position: Any, orientation: Any, spacing: Any) -> Plane:
-    return Plane(header, frame, *(tuple(float(v) for v in values) for values in (position, orientation, spacing)))
+    between_rows, between_columns = (float(v) for v in spacing)
+    place = (tuple(float(v) for v in values) for values in (position, orientation))
+    return [Plane(header, None, *place, (between_columns, between_rows))]
 
 
 def _frames(header: Any) -> list[Plane]:
     """The planes of an enhanced multi-frame file; orientation and pixel size become shared by all frames."""
+    try:
+        frames = frames_of(header, "")
+    except BadInput:  # frames without a place
+        return []
     shared = header.SharedFunctionalGroupsSequence[0]
-    found = []
-    for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence):
-        groups = [frame.get(name) or shared.get(name) for name in _GROUPS]
-        if not all(groups):
-            return []
-        plane, orientation, measures = (group[0] for group in groups)
-        found.append(
-            _plane(
-                header, number, plane.ImagePositionPatient, orientation.ImageOrientationPatient, measures.PixelSpacing
-            )
-        )
-    for name in _GROUPS[1:]:
+    for name in _SHARED:
         if name not in shared:
             setattr(shared, name, header.PerFrameFunctionalGroupsSequence[0].get(name))
-    return found
+    return [Plane(header, n, frame.position, frame.orientation, frame.spacing) for n, frame in enumerate(frames)]
 
 
 def _check_one_series(planes: list[Plane]) -> None:

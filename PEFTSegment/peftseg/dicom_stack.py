@@ -37,8 +37,6 @@ class Slice:
         Pixel size along a row and along a column.
     size : tuple of int
         Columns, rows.
-    series : tuple of str
-        Series UID, number and description.
     """
 
     file: Path
@@ -47,7 +45,6 @@ class Slice:
     orientation: tuple[float, ...]
     spacing: tuple[float, float]
     size: tuple[int, int]
-    series: tuple[str, str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +55,12 @@ class Stack:
     ----------
     slices : tuple of Slice
         In order of depth.
-    row, column, normal : np.ndarray
+    row, column : np.ndarray
         (3,) unit vectors, LPS.
     depth : np.ndarray
         (K,) mm along the normal.
     shift : np.ndarray
         (K, 2) mm that a slice lies off the first one, along row and column.
-    step : float
-        Mean distance of the slices in mm.
     problems : tuple of str
         Why the planes are no regular grid; none: they are one.
     """
@@ -73,21 +68,15 @@ class Stack:
     slices: tuple[Slice, ...]
     row: np.ndarray
     column: np.ndarray
-    normal: np.ndarray
     depth: np.ndarray
     shift: np.ndarray
-    step: float
     problems: tuple[str, ...]
 
     def affine(self, step: float | None = None, start: np.ndarray | None = None) -> np.ndarray:
-        """(4, 4) from index to RAS mm; the slice step in mm and the first voxel's place (LPS mm) may be replaced."""
-        spacing = self.slices[0].spacing
-        lps = np.eye(4)
-        lps[:3, :3] = np.column_stack(
-            [self.row * spacing[0], self.column * spacing[1], self.normal * (self.step if step is None else step)]
-        )
-        lps[:3, 3] = self.slices[0].position if start is None else start
-        return LPS_RAS @ lps
+        """(4, 4) from index to RAS mm; the mean slice step in mm and the first voxel's place (LPS mm) may be replaced."""
+        first = self.slices[0]
+        step = float((self.depth[-1] - self.depth[0]) / (len(self.depth) - 1)) if step is None else step
+        return affine_of(self.row, self.column, first.spacing, step, first.position if start is None else start)
 
 
 def make_stack(slices: Sequence[Slice], name: str) -> Stack:
@@ -120,17 +109,25 @@ def make_stack(slices: Sequence[Slice], name: str) -> Stack:
             )
     check_one_volume(slices, name)
     row, column = np.array(slices[0].orientation).reshape(2, 3)
-    normal = np.cross(row, column)
-    depth = np.array([s.position for s in slices]) @ normal
+    depth = np.array([s.position for s in slices]) @ np.cross(row, column)
     order = np.argsort(depth)
     slices, depth = tuple(slices[n] for n in order), depth[order]
     if np.median(np.diff(depth)) <= 0:
         raise BadInput(f"{name}: its slices lie at one depth; expected a stack.", "Give one volume.")
     positions = np.array([s.position for s in slices])
     shift = (positions - positions[0]) @ np.column_stack([row, column])
-    step = float((depth[-1] - depth[0]) / (len(depth) - 1))
     problems = [*_tilt(depth, shift, min(slices[0].spacing)), *_unevenness(depth)]
-    return Stack(slices, row, column, normal, depth, shift, step, tuple(problems))
+    return Stack(slices, row, column, depth, shift, tuple(problems))
+
+
+def affine_of(
+    row: np.ndarray, column: np.ndarray, spacing: Sequence[float], step: float, start: Sequence[float] | np.ndarray
+) -> np.ndarray:
+    """(4, 4) from index to RAS mm of parallel planes: axes and first voxel in LPS, pixel size along row and column."""
+    lps = np.eye(4)
+    lps[:3, :3] = np.column_stack([row * spacing[0], column * spacing[1], np.cross(row, column) * step])
+    lps[:3, 3] = start
+    return LPS_RAS @ lps
 
 
 def orientation_groups(orientations: Sequence[tuple[float, ...]]) -> list[str]:
@@ -168,6 +165,11 @@ def usual_step(depth: np.ndarray) -> float:
     return float(np.median(np.diff(depth)))
 
 
+def step_tolerance(step: float) -> float:
+    """How far in mm a slice may lie off its even place."""
+    return max(STEP_TOLERANCE * step, min(ROUNDING_MM, ROUNDING_SHARE * step))
+
+
 def _tilt(depth: np.ndarray, shift: np.ndarray, pixel: float) -> list[str]:
     if np.linalg.norm(shift, axis=1).max() <= TILT_TOLERANCE * pixel:
         return []
@@ -179,7 +181,7 @@ def _unevenness(depth: np.ndarray) -> list[str]:
     """Missing slices or uneven steps, with numbers; none where the slices lie evenly within the tolerance."""
     steps, usual = np.diff(depth), usual_step(depth)
     even = np.linspace(depth[0], depth[-1], len(depth))
-    tolerance = max(STEP_TOLERANCE * usual, min(ROUNDING_MM, ROUNDING_SHARE * usual))
+    tolerance = step_tolerance(usual)
     if np.abs(depth - even).max() <= tolerance + 1e-6:
         return []
     whole = np.rint(steps / usual)

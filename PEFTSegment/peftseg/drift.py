@@ -7,7 +7,6 @@ labels one. A month that stands out from the months before it is marked; the rul
 from __future__ import annotations
 
 import csv
-import io
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from peftseg import manifest
 from peftseg.errors import BadInput
-from peftseg.paths import write_text
+from peftseg.paths import write_csv
 
-MANIFEST, MEASUREMENTS = "manifest.jsonl", "measurements.csv"
+MEASUREMENTS = "measurements.csv"
 FEWEST = 5  # studies of a month, and of those before it, for a judgement
 MORE_FLAGS = 0.2  # of the studies
 OTHER_VOLUME = 0.25  # of the median
@@ -83,7 +83,7 @@ def read_studies(folders: Iterable[str | Path]) -> tuple[list[StudyFacts], list[
     notes: list[str] = []
     for folder in folders:
         path = Path(folder)
-        path = path / MANIFEST if path.is_dir() else path
+        path = path / manifest.FILE if path.is_dir() else path
         lines, damaged = _last_lines(path)
         if damaged:
             notes.append(f"{path}: {damaged} line(s) cannot be read and are left out.")
@@ -120,13 +120,9 @@ def by_month(studies: Iterable[StudyFacts]) -> list[Row]:
     return sorted(rows, key=lambda row: (row["month"], row["adapter"], row["structure"]))
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows as a table that spreadsheets read; an existing file is replaced as a whole."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "marks": " ".join(row["marks"])} for row in rows)
-    write_text(path, text.getvalue())
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows as .csv; an existing file is replaced as a whole."""
+    write_csv(path, [{**row, "marks": " ".join(row["marks"])} for row in rows])
 
 
 def marked(rows: Iterable[Row]) -> list[str]:
@@ -192,11 +188,10 @@ def _measured(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _facts(line: Row, month: str, measured: Mapping[str, float]) -> StudyFacts:
-    flags = line.get("flags") if isinstance(line.get("flags"), dict) else line.get("checks")
-    flags = flags if isinstance(flags, dict) else {}
+    flags = line.get("flags") if isinstance(line.get("flags"), dict) else {}
     return StudyFacts(
         month,
-        str(line.get("adapter") or line.get("model") or "unknown"),
+        str(line.get("adapter") or "unknown"),
         _number(line.get("distance")),
         {name: found for name, found in flags.items() if isinstance(found, list)},
         _values(line.get("doubt")),
@@ -217,12 +212,10 @@ def _number(value: Any) -> float | None:
 
 
 def _month(time: Any) -> str:
-    """ "2026-11" of ISO time or of seconds since 1970; "" where it is neither."""
+    """ "2026-11" of ISO time; "" where it is none."""
     try:
-        if isinstance(time, (int, float)):
-            return datetime.fromtimestamp(time).strftime("%Y-%m")
         return datetime.fromisoformat(str(time).replace("Z", "+00:00")).strftime("%Y-%m")
-    except (ValueError, OverflowError, OSError):
+    except ValueError:
         return ""
 
 

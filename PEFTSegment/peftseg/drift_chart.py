@@ -7,7 +7,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from peftseg.drift import COLUMNS, UNLIKE, WATCHED, Row, marked, months_between, write_csv
+from peftseg.drift import COLUMNS, UNLIKE, WATCHED, Row, marked, months_between, write_table
 from peftseg.errors import BadInput
 from peftseg.paths import atomic_write
 from peftseg.report import Section, figure_png, new_figure, write_html
@@ -31,7 +31,7 @@ def write_drift(path: str | Path, rows: Sequence[Row], notes: Sequence[str] = ()
     if path.suffix.lower() not in SUFFIXES:
         raise BadInput(f"'{path.name}' ends in none of {', '.join(SUFFIXES)}.", "Give such a name with --out.")
     if path.suffix.lower() == ".csv":
-        write_csv(path, rows)
+        write_table(path, rows)
     elif path.suffix.lower() == ".png":
         with atomic_write(path) as temporary:
             temporary.write_bytes(draw(rows))

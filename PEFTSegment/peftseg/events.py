@@ -5,6 +5,7 @@ Torch-free. One JSON object a line; see Docs/job-protocol.md.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -221,6 +222,13 @@ class Reporter:
             result_dir=result_dir,
             smaller_plan=(jobdir / "retry").is_file(),
         )
+
+    def without(self, *kinds: str) -> Reporter:
+        """A copy that tells nothing of some kinds ("progress", "warning", "log"), for a part of a job; it cancels as this."""
+        inner = copy.copy(self)
+        for kind in kinds:
+            setattr(inner, kind, lambda *_words, **_facts: None)
+        return inner
 
     def progress(self, stage: str, step: int, total: int, eta_s: float | None = None, **facts: Any) -> None:
         """Say how far a stage has come: `step` of `total`, seconds left in the job, and facts such as the loss."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftseg.dicom_source import FORMATS as DICOM_FORMATS
 from peftseg.errors import BadInput
 from peftseg.explain.targets import Target
 from peftseg.job_checks import check_choice, check_common, check_source, check_structures
@@ -12,7 +13,7 @@ from peftseg.models import Structure
 from peftseg.several_rules import RULES
 from peftseg.study import SupportItem
 
-FORMATS = ("nifti", "nrrd", "dicom-seg", "rtstruct")
+FORMATS = ("nifti", "nrrd", *DICOM_FORMATS)
 QUALITIES = ("none", "fast", "full")  # how far results are checked by running the network again, see `quality`
 NAMES = ("auto", "keep", "opaque")  # of a batch's results
 
@@ -250,7 +251,7 @@ class ExportDicomJob:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("format", self.format, ("dicom-seg", "rtstruct"))
+        check_choice("format", self.format, DICOM_FORMATS)
         check_structures(self.structures)
         if not self.source_files or not self.out:
             raise BadInput("An export needs the series' files and a file to write.", "Give both.")

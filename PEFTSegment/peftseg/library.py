@@ -42,6 +42,7 @@ __all__ = [
     "show_adapter",
     "store",
     "store_next",
+    "version_in",
 ]
 
 OWN = "own"
@@ -227,14 +228,18 @@ def next_version(name: str) -> int:
     A damaged file keeps its number, so that nothing new is stored under the name of something lost; so does the file of
     another name that differs only in letters that file names do not keep apart.
     """
-    like = re.compile(re.escape(_safe(name)) + r"-v(\d+)", re.IGNORECASE)
     versions = [0]
     for row in list_adapters(check=False):
         if row["name"] == name:
             versions.append(row["version"] or 0)
-        if number := like.fullmatch(Path(row["path"]).stem):
-            versions.append(int(number[1]))
+        versions.append(version_in(Path(row["path"]), name))
     return max(versions) + 1
+
+
+def version_in(path: Path, name: str) -> int:
+    """The version that a file's name gives to an adapter of this name, see `file_name`; 0 where it is of another one."""
+    found = re.fullmatch(re.escape(_safe(name)) + r"-v(\d+)", path.stem, re.IGNORECASE)
+    return int(found[1]) if found else 0
 
 
 def _own_rows(check: bool) -> list[Row]:

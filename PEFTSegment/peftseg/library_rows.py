@@ -54,9 +54,13 @@ def rows_of(folder: Path, check: bool, cache: RowCache = CACHE) -> list[Row]:
     check : bool
         Hash every byte, else read headers only: then a damaged byte goes unnoticed, and "checked" is False.
     """
-    names = sorted(n for n in os.listdir(folder) if n.endswith(SUFFIX) and not n.startswith("."))
-    rows = (row_of(folder / name, check, cache) for name in names)
+    rows = (row_of(path, check, cache) for path in adapter_files(folder))
     return [row for row in rows if row is not None]
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The adapter files of a folder by name, without hidden ones; OSError when the folder cannot be read."""
+    return [folder / n for n in sorted(os.listdir(folder)) if n.endswith(SUFFIX) and not n.startswith(".")]
 
 
 def row_of(path: Path, check: bool, cache: RowCache = CACHE) -> Row | None:

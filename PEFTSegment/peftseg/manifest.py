@@ -46,6 +46,7 @@ class Known:
     signature: str
     input_sha256: str
     outputs: tuple[Output, ...]
+    quality: str
 
 
 class Manifest:
@@ -77,9 +78,10 @@ class Manifest:
         self.files: set[str] = set()
         self._lock = threading.Lock()
         self._end = 0  # of the last whole line
+        self._starts: dict[str, int] = {}  # study -> where its last line begins
         for start, line in _lines(self.path):
             self._end = start + len(line)
-            self._note(_parsed(line))
+            self._note(parsed(line), start)
 
     def append(self, line: Line) -> None:
         """Add a study's line, and have the system write it out.
@@ -104,8 +106,8 @@ class Manifest:
                     f"{self.path} cannot be written ({error.strerror or error}).",
                     "Close the programs that use it, and check that the folder may be written.",
                 ) from error
+            self._note(line, self._end)
             self._end += len(data)
-            self._note(line)
 
     def require(self, name: str, digest: str) -> None:
         """Refuse a folder with results of another adapter or model.
@@ -149,15 +151,11 @@ class Manifest:
 
     def last_lines(self) -> Iterator[Line]:
         """The last line of every study, in the order of the file; memory holds one at a time."""
-        last = {}
-        for start, line in _lines(self.path):
-            parsed = _parsed(line)
-            if parsed is not None:
-                last[parsed["study"]] = start
-        wanted = set(last.values())
+        with self._lock:
+            wanted = set(self._starts.values())
         for start, line in _lines(self.path):
             if start in wanted:
-                yield _parsed(line)
+                yield json.loads(line)
 
     def _write(self, data: bytes) -> None:
         with open(self.path, "ab", buffering=0) as stream:
@@ -170,14 +168,20 @@ class Manifest:
                 os.ftruncate(stream.fileno(), self._end)
                 raise
 
-    def _note(self, line: Line | None) -> None:
+    def _note(self, line: Line | None, start: int) -> None:
         if line is None:
             self.damaged += 1
             return
         outputs = tuple(Output(o["file"], int(o["size"]), o["sha256"]) for o in line.get("outputs", ()))
         self.known[line["study"]] = Known(
-            line["state"], line.get("name", ""), line.get("signature", ""), line.get("input_sha256", ""), outputs
+            line["state"],
+            line.get("name", ""),
+            line.get("signature", ""),
+            line.get("input_sha256", ""),
+            outputs,
+            line.get("quality", "none"),
         )
+        self._starts[line["study"]] = start
         self.files.update(output.file for output in outputs)
         if outputs:
             self.identity = (str(line.get("adapter", "")), str(line.get("adapter_hash", "")))
@@ -225,7 +229,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             start += len(line)
 
 
-def _parsed(line: bytes) -> Line | None:
+def parsed(line: bytes) -> Line | None:
     """A line as a record; None for one that is damaged."""
     try:
         record = json.loads(line)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from peftseg.flags import Box, boxes_of
 from peftseg.grid import Grid
 from peftseg.models import Structure
-
-Box = tuple[slice, slice, slice]
+from peftseg.report import to_ras
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def measure(
         Of both.
     """
     found = {}
-    boxes = _boxes(result, structures)
+    boxes = boxes_of(result, structures)
     for row, structure in enumerate(structures):
-        box = boxes[row]
+        box = boxes[structure.name]
         if box is None:
             found[structure.name] = Measurement(0, 0.0)
             continue
@@ -71,8 +71,7 @@ def measure(
 def _measured(values: np.ndarray, mask: np.ndarray, box: Box, grid: Grid) -> Measurement:
     count = len(values)
     mean = float(values.mean(dtype=np.float64))
-    sizes = [(part.stop - part.start) * step for part, step in zip(box, grid.spacing, strict=True)]
-    order = [next(axis for axis, code in enumerate(grid.axcodes) if code in pair) for pair in ("RL", "AP", "SI")]
+    turned, steps = to_ras(mask, grid)
     centre = [_mean_index(mask, axis) + part.start for axis, part in enumerate(box)]
     place = grid.affine[:3, :3] @ centre + grid.affine[:3, 3]
     return Measurement(
@@ -82,7 +81,7 @@ def _measured(values: np.ndarray, mask: np.ndarray, box: Box, grid: Grid) -> Mea
         sd=round(float(values.std(dtype=np.float64)), 3),
         low=round(float(values.min()), 3),
         high=round(float(values.max()), 3),
-        extent_mm=tuple(round(float(sizes[axis]), 2) for axis in order),
+        extent_mm=tuple(round(n * step, 2) for n, step in zip(turned.shape, steps, strict=True)),
         centre_mm=tuple(round(float(p), 2) for p in place),
     )
 
@@ -91,14 +90,3 @@ def _mean_index(mask: np.ndarray, axis: int) -> float:
     others = tuple(a for a in range(3) if a != axis)
     counts = mask.sum(axis=others, dtype=np.int64)
     return float((counts * np.arange(len(counts))).sum() / counts.sum())
-
-
-def _boxes(result: np.ndarray, structures: Sequence[Structure]) -> list[Box | None]:
-    """The box around each structure, None for one without voxels."""
-    from scipy import ndimage
-
-    if result.ndim == 4:
-        rows = [ndimage.find_objects(mask.view(np.uint8), max_label=1) for mask in result]
-        return [row[0] if row else None for row in rows]
-    every = ndimage.find_objects(result)  # one pass for all structures
-    return [every[s.value - 1] if s.value <= len(every) else None for s in structures]

@@ -30,6 +30,7 @@ from peftseg.site_layers import statistics_of
 from peftseg.site_options import EARLY_LEVEL
 from peftseg.site_statistics import site_record
 from peftseg.structure_facts import structure_facts
+from peftseg.study import LoadedScan
 from peftseg.version import __version__
 from peftseg.weights import n_outputs, save_model
 from peftseg.windows import SLICES_AT_ONCE
@@ -139,8 +140,7 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     names = [s.name for s in job.structures]
     history = fit(WholeNetwork(network), groups, prepared, schedule, job.activation, reporter, deadline, names)
     entry = _entry(job, spec, recipe, _window(network, schedule.patch), history)
-    looks = [statistics_of(scan.volume, recipe, network, anatomy, entry.window, device, reporter) for scan in loaded]
-    facts = {"structure_facts": structure_facts(loaded, job.structures), "site": site_record(looks)}
+    facts = scan_facts(loaded, entry, network, anatomy, device, reporter)
     if early is not None:
         _fit_early(early, prepared, schedule, job.activation, reporter)
         facts["early_level"] = early.level
@@ -156,6 +156,22 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
         "loss": history.losses[-1],
         "early_level": early.level if early is not None else None,
     }
+
+
+def scan_facts(
+    loaded: Sequence[LoadedScan],
+    entry: ModelEntry,
+    network: nn.Module,
+    anatomy: Anatomy,
+    device: torch.device,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """What a model's record keeps of its training scans: its structures in them, and what the scans are like."""
+    looks = [
+        statistics_of(scan.volume, entry.preprocessing, network, anatomy, entry.window, device, reporter)
+        for scan in loaded
+    ]
+    return {"structure_facts": structure_facts(loaded, entry.structures), "site": site_record(looks)}
 
 
 def recipe_for(job: PretrainJob, grids: Sequence[Grid]) -> Preprocessing:

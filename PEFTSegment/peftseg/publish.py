@@ -14,8 +14,8 @@ from pathlib import Path
 
 from peftseg.adapter_file import read_adapter_info, read_header, renamed
 from peftseg.errors import BadInput
-from peftseg.library import file_name, find_adapter
-from peftseg.library_rows import rows_of
+from peftseg.library import file_name, find_adapter, version_in
+from peftseg.library_rows import ref_of, rows_of
 from peftseg.shared_folders import ask_folder
 
 MOST_TRIES = 100  # versions that others take at the same moment
@@ -55,7 +55,7 @@ def publish(ref: str | Path, folder: str | Path, renumber: bool = False) -> Publ
     content, version = source.read_bytes(), recipe.version
     before = _same(folder, digest)
     if before is not None:
-        return Published(before, before.stem, digest, True)
+        return Published(before, ref_of(recipe), digest, True)
     own = digest
     for _ in range(MOST_TRIES):
         target = folder / file_name(recipe.name, version)
@@ -132,13 +132,7 @@ def _same(folder: Path, digest: str) -> Path | None:
 
 def _newest(folder: Path, name: str) -> int:
     """The highest version of a name in the folder, by its files' names too: a damaged file keeps its number."""
-    like = file_name(name, 0)[: -len("0.safetensors")].lower()
-    versions = [0]
-    for path in folder.iterdir():
-        number = path.stem[len(like) :]
-        if path.stem.lower().startswith(like) and number.isdecimal():
-            versions.append(int(number))
-    return max(versions)
+    return max((version_in(path, name) for path in folder.iterdir()), default=0)
 
 
 def _hash_at(path: Path) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from peftseg.apply_steps import within_memory
 from peftseg.compare_rows import mean_of
 from peftseg.config import QUALITIES
 from peftseg.errors import unknown_name
@@ -171,11 +172,16 @@ def score(
 
     Raises
     ------
-    JobCancelled
-        The user cancelled.
+    JobCancelled, OutOfMemory
+        The user cancelled; the memory of the device and of the computer do not suffice.
     """
     segmenter = checker.segmenter
-    agreements = _agreements(checker, volume, device, seen, overlap, precision, reporter)
+
+    def agree(place: torch.device) -> dict[str, list[float | None]]:
+        return _agreements(checker, volume, place, seen, overlap, precision, reporter)
+
+    what = f"The second look at a scan of {volume.grid.describe()}"
+    agreements = within_memory(agree, device, what, reporter or Reporter.silent())
     facts = segmenter.structure_facts
     flags = check_result(result, segmenter.structures, volume.grid, segmenter.usual_borders, facts)
     boxes = boxes_of(result, segmenter.structures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from peftseg.adapter_file import load_adapter, load_snapshots
+from peftseg.adapter_file import load_snapshots, read_header
 from peftseg.events import Reporter
-from peftseg.infer import ACCUMULATOR_BYTES, ready
+from peftseg.infer import ready
 from peftseg.library import find_adapter
 from peftseg.metrics import dice
 from peftseg.networks import is_slicewise
 from peftseg.preprocess import Prepared
-from peftseg.segmenter import Segmenter, attach_adapter, find_base
+from peftseg.segmenter import Segmenter, attach_to, base_for, find_base, room_for_logits
 from peftseg.site_transforms import Transform, move, with_power
 from peftseg.weights import n_outputs
 from peftseg.windows import Slab, logit_slabs, tile
@@ -99,7 +100,7 @@ class Run:
                 image.to(self.device),
                 n_outputs(segmenter.structures, segmenter.activation),
                 tiling,
-                limit_bytes=ACCUMULATOR_BYTES,
+                limit_bytes=room_for_logits(self.reporter),
                 reporter=self.reporter,
                 padding=prepared.background,
             )
@@ -149,9 +150,9 @@ def snapshot_networks(adapter: str | Path, network: nn.Module) -> tuple[nn.Modul
     states = load_snapshots(path)
     if not states:
         return ()
-    recipe, _, _ = load_adapter(path)
-    entry = find_base(recipe)
-    networks = [attach_adapter(recipe, state, entry)[0].merge() for state in states]
+    recipe, _ = read_header(path)  # its bytes were checked with the snapshots'
+    plain, anatomy = base_for(recipe, find_base(recipe))
+    networks = [attach_to(recipe, state, copy.deepcopy(plain), anatomy).merge() for state in states]
     for other in networks:
         _share(other, network)
     return tuple(networks)

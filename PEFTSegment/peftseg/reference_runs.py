@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from peftseg.base_match import dice_where_labelled
+from peftseg.base_match import Base, base_masks, dice_where_labelled
 from peftseg.device import choose_device
 from peftseg.errors import BadInput, JobCancelled, PeftsegError
 from peftseg.events import Reporter
 from peftseg.models import Structure
 from peftseg.reference_scans import Reference, append_run, baselines, check_unchanged, read_references, read_runs
-from peftseg.segmenter import Segmenter, adapter_segmenter, segment_volume
+from peftseg.segmenter import Segmenter, adapter_segmenter
 from peftseg.study import SupportItem, load_support_item
 from peftseg.version import __version__
 
@@ -103,20 +103,15 @@ def _dices(entry: Reference, segmenter: Segmenter, device: torch.device, reporte
     check_unchanged(entry)
     structures = tuple(Structure(name, value) for name, value in entry.structures.items())
     scan = load_support_item(SupportItem(entry.image, entry.labels), structures)
-    result = segment_volume(segmenter, scan.volume, device, reporter=reporter)
-    rows = {s.name: (row, s.value) for row, s in enumerate(segmenter.structures)}
-    gone = [s.name for s in structures if s.name not in rows]
+    known = {s.name for s in segmenter.structures}
+    gone = [s.name for s in structures if s.name not in known]
     if gone:
         raise BadInput(
             f"The adapter does not segment {', '.join(gone)} any more, which '{entry.name}' is labelled for.",
             "Remove the reference scan and pin it anew.",
         )
-    found = {}
-    for structure in structures:
-        row, value = rows[structure.name]
-        mask = result[row] if result.ndim == 4 else result == value
-        found[structure.name] = dice_where_labelled(mask, scan, structure.name)
-    return found
+    masks = base_masks(Base(segmenter, structures), scan.volume, device, "auto", reporter)
+    return {name: dice_where_labelled(mask, scan, name) for name, mask in masks.items()}
 
 
 def _judged(

@@ -92,9 +92,9 @@ def overlay(
                 "Give arrays on one grid.",
             )
     low, high = window or tuple(float(p) for p in np.percentile(image, (1, 99.5)))
-    scan, spacing = _to_ras(image, grid)
-    maps = [(m if m is None else _to_ras(m, grid)[0]) for m in (truth, prediction)]
-    where = slices_through(None if focus is None else _to_ras(focus, grid)[0], scan.shape)
+    scan, spacing = to_ras(image, grid)
+    maps = [(m if m is None else to_ras(m, grid)[0]) for m in (truth, prediction)]
+    where = slices_through(None if focus is None else to_ras(focus, grid)[0], scan.shape)
     figure, axes = new_figure(1, 3, (12, 4.2))
     for axis, (name, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
         shown = [
@@ -162,7 +162,7 @@ def write_html(path: Path, title: str, sections: Sequence[Section]) -> None:
     write_text(path, page)
 
 
-def _to_ras(array: np.ndarray, grid: Grid) -> tuple[np.ndarray, tuple[float, ...]]:
+def to_ras(array: np.ndarray, grid: Grid) -> tuple[np.ndarray, tuple[float, ...]]:
     """The array with axes to the right, front and head (nearest), and its spacing in that order."""
     codes = grid.axcodes
     order = [next(i for i, c in enumerate(codes) if c in pair) for pair in ("RL", "AP", "SI")]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 
 from peftseg.errors import BadInput
 from peftseg.models import Structure
-from peftseg.seg_nrrd import header_segments, is_seg_nrrd
-from peftseg.writing import SIDECAR_FORMAT, sidecar_path
+from peftseg.seg_nrrd import SEGMENT_KEY, header_segments, is_seg_nrrd
+from peftseg.volume import sidecar_content
 
 _PROVENANCE = "peftseg "
 _TERMINOLOGY = re.compile(r"(?:^|\|)TerminologyEntry:([^|]*)")
@@ -42,31 +42,25 @@ def read_facts(path: Path | str) -> tuple[tuple[Structure, ...], dict[str, str]]
             raise BadInput(f"{path.name} cannot be read; expected a .seg.nrrd file.", "Save it again.") from error
         if is_seg_nrrd(reader):
             return _of_header(reader, path.name)
-    return _of_sidecar(sidecar_path(path))
+    return _of_sidecar(sidecar_content(path))
 
 
 def _of_header(reader: sitk.ImageFileReader, name: str) -> tuple[tuple[Structure, ...], dict[str, str]]:
     keys = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
     layers = reader.GetNumberOfComponents() if reader.GetDimension() == 3 else reader.GetSize()[3]
     found = []
-    by_name = {value: key.removesuffix("_Name") for key, value in keys.items() if re.fullmatch(r"Segment\d+_Name", key)}
-    for number, segment in enumerate(header_segments(reader, name, layers), 1):
-        prefix = by_name.get(segment, "")
-        red, green, blue = (round(255 * float(v)) for v in (keys.get(f"{prefix}_Color") or "0.5 0.68 0.5").split()[:3])
-        code = _TERMINOLOGY.search(keys.get(f"{prefix}_Tags", ""))
+    places = sorted({int(match[1]) for match in map(SEGMENT_KEY.match, keys) if match})  # as `header_segments` goes
+    for number, (place, segment) in enumerate(zip(places, header_segments(reader, name, layers), strict=True), 1):
+        colour = keys.get(f"Segment{place}_Color") or "0.5 0.68 0.5"
+        red, green, blue = (round(255 * float(v)) for v in colour.split()[:3])
+        code = _TERMINOLOGY.search(keys.get(f"Segment{place}_Tags", ""))
         found.append(Structure(segment, number, (red, green, blue), code[1] if code else ""))
     facts = {key.removeprefix(_PROVENANCE): value for key, value in keys.items() if key.startswith(_PROVENANCE)}
     return tuple(found), facts
 
 
-def _of_sidecar(sidecar: Path) -> tuple[tuple[Structure, ...], dict[str, str]]:
-    if not sidecar.is_file():
-        return (), {}
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{sidecar.name} is not valid JSON ({error}).", "Repair or remove it.") from error
-    if not isinstance(content, dict) or content.get("format") != SIDECAR_FORMAT:
+def _of_sidecar(content: dict[str, Any]) -> tuple[tuple[Structure, ...], dict[str, str]]:
+    if not content:
         return (), {}
     rows = content["structures"]
     structures = tuple(Structure(row["name"], int(row["value"]), tuple(row["colour"]), row["code"]) for row in rows)

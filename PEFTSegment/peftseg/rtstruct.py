@@ -18,7 +18,7 @@ import numpy as np
 from peftseg.dicom_codes import Code, StructureCodes, structure_codes
 from peftseg.dicom_frames import quiet_pydicom
 from peftseg.dicom_layers import numbered_layers, planes_of
-from peftseg.dicom_seg import PRODUCT, SERIES_OFFSET, software_version
+from peftseg.dicom_seg import PRODUCT, series_number, software_version
 from peftseg.dicom_source import PATIENT_AND_STUDY, RESEARCH, Source, long_string, read_source, require
 from peftseg.grid import LPS_RAS, Grid
 from peftseg.models import Structure
@@ -137,7 +137,7 @@ def _structure_set(source: Source, provenance: dict[str, str]) -> Any:
     dataset.FrameOfReferenceUID = image.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = image.get("PositionReferenceIndicator", "")
     dataset.Modality, dataset.OperatorsName = "RTSTRUCT", ""
-    dataset.SeriesNumber = max(SERIES_OFFSET + int(image.get("SeriesNumber") or 0), 1)
+    dataset.SeriesNumber = series_number(source)
     dataset.SeriesDescription = f"{PRODUCT}: {RESEARCH}"
     dataset.Manufacturer = dataset.ManufacturerModelName = PRODUCT
     dataset.SoftwareVersions, dataset.InstanceNumber = software_version(provenance), 1

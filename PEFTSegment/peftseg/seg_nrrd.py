@@ -25,7 +25,7 @@ UNSTORABLE = re.compile(r"[\r\v\f\0\ud800-\udfff]")  # Slicer's NRRD library mak
 _COMPRESSION = 3  # of 9, which takes more than ten times as long
 _SLICES = 16  # compressed at once, so that no second copy of a large label map is made
 _TYPES = {np.dtype(np.uint8): "unsigned char", np.dtype(np.uint16): "unsigned short"}
-_SEGMENT_KEY = re.compile(r"Segment(\d+)_")
+SEGMENT_KEY = re.compile(r"Segment(\d+)_")
 
 
 def write_seg_nrrd(
@@ -67,7 +67,7 @@ def write_seg_nrrd(
 
 def is_seg_nrrd(reader: sitk.ImageFileReader) -> bool:
     """True when the header that was read names segments."""
-    return any(_SEGMENT_KEY.match(key) for key in reader.GetMetaDataKeys())
+    return any(SEGMENT_KEY.match(key) for key in reader.GetMetaDataKeys())
 
 
 def header_segments(reader: sitk.ImageFileReader, file_name: str, layers: int) -> dict[str, tuple[int, int]]:
@@ -78,9 +78,9 @@ def header_segments(reader: sitk.ImageFileReader, file_name: str, layers: int) -
     BadInput
         A name that occurs twice, a layer that the file has not, a layer or value that is no whole number.
     """
-    header = {key: _decoded(reader.GetMetaData(key)) for key in reader.GetMetaDataKeys() if _SEGMENT_KEY.match(key)}
+    header = {key: _decoded(reader.GetMetaData(key)) for key in reader.GetMetaDataKeys() if SEGMENT_KEY.match(key)}
     segments: dict[str, tuple[int, int]] = {}
-    for index in sorted({int(_SEGMENT_KEY.match(key)[1]) for key in header}):
+    for index in sorted({int(SEGMENT_KEY.match(key)[1]) for key in header}):
         prefix = f"Segment{index}_"
         name = header.get(prefix + "Name") or header.get(prefix + "ID") or f"Segment_{index}"
         if name in segments:

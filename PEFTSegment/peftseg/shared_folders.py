@@ -11,11 +11,12 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from peftseg.errors import BadInput, unknown_name
-from peftseg.library_rows import SUFFIX, Row, row_of
+from peftseg.library_rows import Row, adapter_files, row_of
 from peftseg.paths import SHARED_LIBRARIES, adapters_dir, home, write_text
 
 PATIENCE_S = 4.0  # for the answer of a folder
@@ -76,67 +77,55 @@ def shared_rows(folder: Path, check: bool) -> list[Row]:
     """Rows of a shared folder's adapters, as `library_rows.rows_of`; none where its drive is not there or goes meanwhile."""
     if _asked(folder):
         return []
-    rows = []
-    for row in _in_thread(folder, check):
-        if row is None:
-            return []
-        rows.append(row)
+
+    def read() -> Iterator[Row]:
+        rows = (row_of(path, check) for path in adapter_files(folder))
+        return (row for row in rows if row is not None)
+
+    rows, problem = _in_thread(folder, read, FILE_PATIENCE_S)
+    if problem:
+        return []
     broken = [row for row in rows if row["problem"]]
     return [] if broken and _asked(folder) else rows  # one message for the drive, not one a file
-
-
-def _in_thread(folder: Path, check: bool) -> Iterator[Row | None]:
-    """The rows as they come; None, and nothing more, where the folder stops answering."""
-    answers: queue.Queue[Row | str] = queue.Queue()
-
-    def read() -> None:
-        try:
-            for name in sorted(n for n in os.listdir(folder) if n.endswith(SUFFIX) and not n.startswith(".")):
-                row = row_of(folder / name, check)
-                if row is not None:
-                    answers.put(row)
-        except OSError as error:
-            answers.put(error.strerror or str(error))
-        else:
-            answers.put("")
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            found = answers.get(timeout=FILE_PATIENCE_S)
-        except queue.Empty:
-            _SILENT[folder] = time.monotonic()
-            yield None
-            return
-        if isinstance(found, str):
-            if found:
-                yield None
-            return
-        yield found
 
 
 def _asked(folder: Path) -> str:
     """Why a folder cannot be listed, or ""; a folder that does not answer is not asked again for a while."""
     if time.monotonic() - _SILENT.get(folder, -QUIET_S) < QUIET_S:
         return NO_ANSWER
-    answers: queue.Queue[str] = queue.Queue()
+    _, problem = _in_thread(folder, lambda: os.listdir(folder), PATIENCE_S)
+    if problem != NO_ANSWER:
+        _SILENT.pop(folder, None)
+    return problem
 
-    def ask() -> None:
+
+def _in_thread(folder: Path, read: Callable[[], Iterable[Any]], patience_s: float) -> tuple[list[Any], str]:
+    """All that `read` finds in a folder, and why that is not all of it, or "".
+
+    It is given up, and the folder noted as one that does not answer, where nothing more comes for so many seconds.
+    """
+    answers: queue.Queue[tuple[Any, str | None]] = queue.Queue()  # something found; or None, and how it ended
+
+    def run() -> None:
         try:
-            os.listdir(folder)
+            for found in read():
+                answers.put((found, None))
         except OSError as error:
-            answers.put(error.strerror or str(error))
+            answers.put((None, error.strerror or str(error)))
         else:
-            answers.put("")
+            answers.put((None, ""))
 
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=PATIENCE_S)
-    except queue.Empty:
-        _SILENT[folder] = time.monotonic()
-        return NO_ANSWER
-    _SILENT.pop(folder, None)
-    return answer
+    threading.Thread(target=run, daemon=True).start()
+    everything: list[Any] = []
+    while True:
+        try:
+            found, problem = answers.get(timeout=patience_s)
+        except queue.Empty:
+            _SILENT[folder] = time.monotonic()
+            return everything, NO_ANSWER
+        if problem is not None:
+            return everything, problem
+        everything.append(found)
 
 
 def _problem_of(folder: Path) -> str:

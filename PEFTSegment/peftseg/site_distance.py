@@ -9,6 +9,7 @@ import torch
 from peftseg.adapter_file import read_header
 from peftseg.events import Reporter
 from peftseg.library import find_adapter
+from peftseg.preprocess import Prepared
 from peftseg.segmenter import base_for, find_base
 from peftseg.site_layers import statistics_of
 from peftseg.site_statistics import distance_to, read_site
@@ -39,8 +40,11 @@ class SiteDistance:
             self._entry = find_base(self._recipe)
             self._network, self._anatomy = base_for(self._recipe, self._entry)
 
-    def of(self, volume: Volume, reporter: Reporter | None = None) -> float | None:
-        """The distance of a study: 1 is as far as the support scans are from each other; see `site_statistics`."""
+    def of(self, volume: Volume, reporter: Reporter | None = None, prepared: Prepared | None = None) -> float | None:
+        """The distance of a study: 1 is as far as the support scans are from each other; see `site_statistics`.
+
+        `prepared` is the study with the adapter's preprocessing, where it was done before.
+        """
         if self._site is None:
             return None
         statistics = statistics_of(
@@ -51,6 +55,7 @@ class SiteDistance:
             self._entry.window,
             self._device,
             reporter or Reporter.silent(),
+            prepared,
         )
         distance = distance_to(self._site, statistics)
         return None if distance is None else round(distance.total, 3)

@@ -85,6 +85,7 @@ def statistics_of(
     window: Sequence[int],
     device: torch.device,
     reporter: Reporter,
+    prepared: Prepared | None = None,
 ) -> ScanStatistics:
     """Prepare and measure one scan.
 
@@ -94,8 +95,10 @@ def statistics_of(
         The base as it is; with an adapter attached only before anything of it was trained.
     window : sequence of int
         The base's window in voxels of the model grid.
+    prepared : Prepared, optional
+        What `prepare` makes of the volume, where it was done before.
     """
-    prepared = prepare(volume, recipe)
+    prepared = prepare(volume, recipe) if prepared is None else prepared
     reporter.check()
 
     def run(place: torch.device) -> tuple[Moments, ...]:

@@ -197,7 +197,7 @@ def _early_branch(
     epochs = max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / len(batches.steps(0))))
     deadline = None if setting.deadline_s is None else time.monotonic() + EARLY_SHARE * setting.deadline_s
     done = len(fit_early_head(branch, labelled_by_itself, setting.entry.activation, epochs, reporter, deadline))
-    if done < epochs:
+    if done < epochs and not reporter.stop_keep():
         reporter.warning(
             f"The early segmentation head was fitted in {done} instead of {epochs} epochs: the time is short."
         )

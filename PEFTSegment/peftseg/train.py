@@ -66,9 +66,9 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     device = choose_device(job.device)
     loaded = load_scans(job.support, job.structures, job.replace_nonfinite, reporter)
     _warn_about(loaded, reporter)
-    setting = replace(job_setting(job, entry, options, device, loaded, reporter), snapshots=job.snapshots)
+    setting = job_setting(job, entry, options, device, loaded, reporter)
     setting = setting if start is None else started_from(setting, start, loaded)
-    adapted = adapt_scans(setting, loaded, reporter)
+    adapted = adapt_scans(replace(setting, snapshots=job.snapshots), loaded, reporter)  # leaving one out keeps none
     site = describe_site(entry, [scan.volume for scan in loaded], adapted.recipe, device, reporter)
     estimate, left_out = leave_one_out(setting, loaded, reporter) if job.estimate == "loo" else (None, [])
     recipe = Recipe(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -29,8 +30,10 @@ __all__ = [
     "file_stem",
     "file_suffix",
     "finite_voxels",
+    "is_dicom_input",
     "read_labels",
     "read_volume",
+    "sidecar_content",
     "write_segmentation",
     "write_volume",
 ]
@@ -138,7 +141,7 @@ def read_volume(path: Path | str, replace_nonfinite: float | None = None) -> Vol
     from peftseg import dicom
 
     path = Path(path)
-    if path.is_dir() or (path.is_file() and not file_suffix(path) and dicom.is_dicom(path)):
+    if is_dicom_input(path):
         array, grid = dicom.read_series(path)
         notes: tuple[str, ...] = ()
     else:
@@ -149,6 +152,13 @@ def read_volume(path: Path | str, replace_nonfinite: float | None = None) -> Vol
         notes = position_notes(reader, grid, path) if is_nifti(reader) else ()
     array, more = finite_voxels(array, replace_nonfinite, path.name)
     return Volume(array, grid, file_stem(path), notes + more)
+
+
+def is_dicom_input(path: Path) -> bool:
+    """Whether `read_volume` takes an input for DICOM: a folder, or a file that says so and has no other suffix."""
+    from peftseg import dicom
+
+    return path.is_dir() or (path.is_file() and not file_suffix(path) and dicom.is_dicom(path))
 
 
 def read_labels(path: Path | str) -> Labels:
@@ -294,6 +304,18 @@ def _label_values(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _sidecar_segments(path: Path) -> dict[str, tuple[int, int]]:
+    content = sidecar_content(path)
+    return {s["name"]: (0, int(s["value"])) for s in content["structures"]} if content else {}
+
+
+def sidecar_content(path: Path) -> dict[str, Any]:
+    """What `write_segmentation` left beside a plain label map; nothing where that is not there, or another program's file.
+
+    Raises
+    ------
+    BadInput
+        It is not valid JSON.
+    """
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         return {}
@@ -303,6 +325,5 @@ def _sidecar_segments(path: Path) -> dict[str, tuple[int, int]]:
         raise BadInput(
             f"{sidecar.name} beside {path.name} is not valid JSON ({error}).", "Repair or remove it."
         ) from error
-    if not isinstance(data, dict) or data.get("format") != SIDECAR_FORMAT:
-        return {}  # another program's file, e.g. acquisition facts
-    return {s["name"]: (0, int(s["value"])) for s in data["structures"]}
+    ours = isinstance(data, dict) and data.get("format") == SIDECAR_FORMAT
+    return data if ours else {}  # another program's file, e.g. acquisition facts

@@ -67,7 +67,8 @@ def write_segmentation(
     if segmentation.ndim == 3:
         layers, layer_of = _known_values(segmentation, structures).astype(dtype)[np.newaxis], [0] * len(structures)
     else:
-        layers, layer_of = _layers(segmentation, structures, dtype)
+        layers, layer_of = layers_of(segmentation, [s.value for s in structures], dtype)
+        layers = np.stack(layers)
     if suffix == ".seg.nrrd":
         with whole_file(path) as temporary:
             write_seg_nrrd(temporary, layers, grid, list(zip(structures, layer_of, strict=True)), provenance)
@@ -191,17 +192,17 @@ def _known_values(labels: np.ndarray, structures: Sequence[Structure]) -> np.nda
     return labels
 
 
-def _layers(masks: np.ndarray, structures: Sequence[Structure], dtype: type) -> tuple[np.ndarray, list[int]]:
-    """Put each mask into the first layer where it covers nothing: (L, I, J, K), and the layer of each structure."""
+def layers_of(masks: np.ndarray, values: Sequence[int], dtype: type) -> tuple[list[np.ndarray], list[int]]:
+    """Put each mask with its value into the first layer where it covers nothing: (I, J, K) layers, and that of each mask."""
     layers = [np.zeros(masks.shape[1:], dtype=dtype)]
     layer_of = []
-    for mask, structure in zip(masks, structures, strict=True):
+    for mask, value in zip(masks, values, strict=True):
         index = next((n for n, layer in enumerate(layers) if not layer[mask].any()), len(layers))
         if index == len(layers):
             layers.append(np.zeros(masks.shape[1:], dtype=dtype))
-        layers[index][mask] = structure.value
+        layers[index][mask] = value
         layer_of.append(index)
-    return np.stack(layers), layer_of
+    return layers, layer_of
 
 
 def _sidecar_text(structures: Sequence[Structure], provenance: dict[str, str]) -> str:

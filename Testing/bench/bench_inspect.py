@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -122,7 +121,7 @@ def measure_apart(task: str, arguments: argparse.Namespace) -> Cost:
         str(arguments.threads),
     ]
     command += [] if arguments.overlap is None else ["--overlap", str(arguments.overlap)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     cost = Cost(**json.loads(done.stdout.splitlines()[-1]))
     print(f"  {task}: {cost.processor:.1f} s of the processor, {cost.peak:.0f} MiB", file=sys.stderr, flush=True)
     return cost

@@ -104,14 +104,15 @@ def _differences(rows: Rows, reference: str) -> str:
     columns = [*_tasks(rows), None]
     found = {task: differences(whole, reference, task) for task in columns}
     body = [
-        [label, *(_difference(found[task].get(label)) for task in columns)]
+        [label, *(difference(found[task].get(label)) for task in columns)]
         for label in _labels(rows)
         if label != reference
     ]
     return markdown(["method", *(task or "mean of the tasks" for task in columns)], body)
 
 
-def _difference(found: tuple[int, float, float, float] | None) -> str:
+def difference(found: tuple[int, float, float, float] | None) -> str:
+    """A cell with what `differences` found of one candidate; empty where there is nothing to compare."""
     if found is None:
         return ""
     _, mean, low, high = found

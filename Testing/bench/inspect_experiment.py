@@ -141,6 +141,7 @@ def print_tables(rows_of: dict[str, Path]) -> None:
 
 def _table(rows: list[dict[str, str]]) -> str:
     """Dice, its difference to the reference on the same draws and scans, values of the adapter, and time, by layers."""
+    from experiment_tables import difference
     from peftseg.compare_report import markdown
     from peftseg.compare_rows import differences, interval, mean_of, over_structures, score_table
 
@@ -155,21 +156,13 @@ def _table(rows: list[dict[str, str]]) -> str:
             [
                 label,
                 f"{mean_of(table):.3f} ({low:.3f} to {high:.3f})",
-                _difference(against.get(label)),
+                difference(against.get(label)),
                 f"{values:,.0f}",
                 f"{seconds:.0f}",
                 str(len({row["draw"] for row in own})),
             ]
         )
     return markdown(["layers", "Dice", f"minus {REFERENCE}", "values of the adapter", "seconds", "draws"], body)
-
-
-def _difference(found: tuple[int, float, float, float] | None) -> str:
-    if found is None:
-        return ""
-    _, mean, low, high = found
-    verdict = "tie" if low <= 0 <= high else "better" if mean > 0 else "worse"
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}), {verdict}"
 
 
 def main() -> None:

@@ -23,11 +23,10 @@ from peftseg.events import Reporter
 from peftseg.metrics import dice
 from peftseg.models import BUNDLED, ModelEntry, Structure, read_model_dir, to_dict
 from peftseg.paths import write_text
-from peftseg.pretrain import run_pretrain
+from peftseg.pretrain import run_pretrain, scan_facts
 from peftseg.segmenter import model_segmenter, segment_volume
-from peftseg.site_layers import describe_site
-from peftseg.structure_facts import structure_facts
 from peftseg.study import SupportItem, read_support_folder
+from peftseg.weights import load_base
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,10 +122,9 @@ def score(entry: ModelEntry, items: tuple[SupportItem, ...]) -> dict[str, float]
 
 def add_facts(job: PretrainJob, entry: ModelEntry) -> None:
     """Put into model.json what a pre-training notes of its scans; the weights stay as they are."""
-    loaded = load_scans(job.data, job.structures, None, Reporter.silent())
-    volumes = [scan.volume for scan in loaded]
-    site = describe_site(entry, volumes, entry.preprocessing, torch.device("cpu"), Reporter.silent())
-    facts = {"structure_facts": structure_facts(loaded, job.structures), "site": site}
+    reporter = Reporter.silent()
+    loaded = load_scans(job.data, job.structures, None, reporter)
+    facts = scan_facts(loaded, entry, *load_base(entry), torch.device("cpu"), reporter)
     write_record(entry, entry.record | facts)
 
 

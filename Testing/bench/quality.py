@@ -13,8 +13,6 @@ rows; the test scans' are only reported. Resumable. Needs the real volumes (`--d
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import os
 import tempfile
@@ -100,6 +98,7 @@ def _rows_of_scan(job: Job, part: str, number: int, scan: Any, checker: Any) -> 
 def _scored(common: Row, volume: Any, masks: dict[str, np.ndarray], checker: Any) -> Iterator[Row]:
     import torch
 
+    from peftseg.apply_steps import mask_of
     from peftseg.metrics import dice
     from peftseg.quality import score
     from peftseg.quality_score import PARTS, badness
@@ -110,7 +109,7 @@ def _scored(common: Row, volume: Any, masks: dict[str, np.ndarray], checker: Any
     result = segment_volume(checker.segmenter, volume, device, precision="fp32", observer=seen)
     found = score(checker, volume, result, device, seen=seen, precision="fp32")
     for row, structure in enumerate(checker.segmenter.structures):
-        mask = result[row] if result.ndim == 4 else result == structure.value
+        mask = mask_of(result, row, structure)
         quality = found.structures[structure.name]
         bad = badness(quality.parts, checker.segmenter.structure_facts.get(structure.name, {})) if mask.any() else {}
         yield common | {
@@ -128,6 +127,8 @@ def _rounded(value: float | None) -> float | str:
 
 def run_missing(data: Path, workers: int, draws: int, scans: int | None, out: Path) -> None:
     """Run what the CSV file does not hold; draws outermost, so that an early end is fair."""
+    from peftseg.compare_rows import append_rows
+
     done = {(row["task"], int(row["draw"]), int(row["steps"])) for row in read(out)}
     jobs = [Job(task, draw, steps, data, scans) for draw in range(draws) for task in TASKS for steps in STEPS]
     jobs = [job for job in jobs if (job.task, job.draw, job.steps) not in done]
@@ -136,7 +137,7 @@ def run_missing(data: Path, workers: int, draws: int, scans: int | None, out: Pa
         futures = {pool.submit(run, job): job for job in jobs}
         for future in as_completed(futures):
             job, rows = futures[future], future.result()
-            append(out, rows)
+            append_rows(out, rows, list(rows[0]))
             print(
                 f"{job.task}, draw {job.draw}, {job.steps} steps: {np.mean([r['dice'] for r in rows]):.3f}", flush=True
             )
@@ -144,23 +145,9 @@ def run_missing(data: Path, workers: int, draws: int, scans: int | None, out: Pa
 
 def read(path: Path) -> list[dict[str, str]]:
     """The rows so far."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    from peftseg.compare_rows import read_rows
 
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add the rows of a finished run, all or none."""
-    from peftseg.paths import write_text
-
-    old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    added = io.StringIO()
-    writer = csv.DictWriter(added, list(rows[0]), lineterminator="\n")
-    if not old:
-        writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, old + added.getvalue())
+    return read_rows(path, (*KEYS, "dice"))
 
 
 def bad_of(row: dict[str, str]) -> dict[str, float]:

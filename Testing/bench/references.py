@@ -32,8 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +44,7 @@ from multi_atlas import Atlas, Settings, fuse, make_atlas, segment, warp
 from nnunet_reference import DATASET
 from peftseg.errors import BadInput
 from peftseg.grid import Grid, array_from_itk, image_to_itk
+from runs import give_way, keep_rows
 
 SUPPORT_ROWS, TEST_ROWS = RESULTS / "references_support.csv", RESULTS / "methods_references.csv"
 ATLAS = Settings("demons", 1.0, 40, "joint")  # chosen by `tune`
@@ -189,25 +189,8 @@ def tuning_label(settings: Settings, fusion: str) -> str:
     return f"{ATLAS_LABEL} {settings.deformation} {settings.scale:g} {fusion}"
 
 
-def run_missing(function: Callable, jobs: list[tuple], out: Path, workers: int) -> None:
-    """Run what the CSV file does not hold; jobs are (task, label in the file, draw, arguments of the function)."""
-    from peftseg.compare_rows import append_rows, is_done, mean_of, read_rows
-
-    rows = read_rows(out)
-    missing = [job for job in jobs if not is_done(rows, job[0].name, job[1], SHOTS, job[2])]
-    print(f"{len(missing)} runs to do", flush=True)
-    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-        for future in as_completed([pool.submit(function, *job[3]) for job in missing]):
-            found = future.result()
-            append_rows(out, found)
-            for label in dict.fromkeys(row["candidate"] for row in found):
-                mean = mean_of([row["dice"] for row in found if row["candidate"] == label])
-                first = found[0]
-                print(f"{first['task']} {label}, draw {first['draw']}: {mean:.3f}, {first['seconds']} s", flush=True)
-
-
 def _start_worker() -> None:
-    os.nice(10)
+    give_way()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
@@ -240,8 +223,12 @@ def check_nnunet(python: str) -> None:
 def tune(data: Path, workers: int) -> None:
     """Score every setting of the multi-atlas reference on left-out support scans, and print the means."""
     chosen = tasks(data, with_test=False)
-    jobs = [(task, tuning_label(settings, FUSIONS[-1]), 0, (task, settings)) for settings in GRID for task in chosen]
-    run_missing(tuning_run, jobs, SUPPORT_ROWS, workers)
+    jobs = [
+        ((task.name, tuning_label(settings, FUSIONS[-1]), SHOTS, 0), (task, settings))
+        for settings in GRID
+        for task in chosen
+    ]
+    keep_rows(tuning_run, jobs, SUPPORT_ROWS, workers, _start_worker)
     print_choice()
 
 
@@ -250,8 +237,8 @@ def run_references(labels: tuple[str, ...], python: str, data: Path, draws: int,
     if set(labels) & set(TRAINERS):
         check_nnunet(python)
     every = itertools.product(range(draws), tasks(data, on_test), labels)
-    jobs = [(task, label, draw, (task, label, draw, python)) for draw, task, label in every]
-    run_missing(one_run, jobs, TEST_ROWS if on_test else SUPPORT_ROWS, workers)
+    jobs = [((task.name, label, SHOTS, draw), (task, label, draw, python)) for draw, task, label in every]
+    keep_rows(one_run, jobs, TEST_ROWS if on_test else SUPPORT_ROWS, workers, _start_worker)
 
 
 def main() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
 
+Key = tuple[str, str, int, int]  # task, candidate, shots and draw, as in the CSV file
 # Task, candidate, shots, draw, epochs (None: the engine's own) and id of the base.
 Job = tuple[object, object, int, int, "int | None", str]
 
@@ -26,21 +27,51 @@ def run(job: Job) -> list[dict]:
 def run_missing(jobs: Iterable[Job], out: Path, workers: int) -> None:
     """Run what the CSV file does not hold, `workers` at a time; they give way to other work."""
     from peftseg.adapters import METHODS
-    from peftseg.compare_rows import append_rows, is_done, mean_of, read_rows
 
     for info in METHODS.values():  # now, so that all runs use the same code while files change
         if info.module:
             import_module(info.module)
+    keep_rows(run, [((job[0].name, job[1].label, job[2], job[3]), (job,)) for job in jobs], out, workers)
+
+
+def give_way() -> None:
+    """Let other work go first, in a worker process."""
+    os.nice(10)
+
+
+def keep_rows(
+    function: Callable[..., list[dict]],
+    jobs: Iterable[tuple[Key, tuple]],
+    out: Path,
+    workers: int,
+    start: Callable[[], None] = give_way,
+) -> None:
+    """Call a function for every job that the CSV file does not hold, `workers` at a time, and add its rows.
+
+    A job is its key and the function's arguments; `start` is called once in each worker process.
+    """
+    from peftseg.compare_rows import append_rows, is_done, read_rows
+
     rows = read_rows(out)
-    missing = [job for job in jobs if not is_done(rows, job[0].name, job[1].label, job[2], job[3])]
+    missing = [arguments for key, arguments in jobs if not is_done(rows, *key)]
     print(f"{len(missing)} runs to do", flush=True)
-    with ProcessPoolExecutor(workers, initializer=os.nice, initargs=(10,)) as pool:
-        for future in as_completed([pool.submit(run, job) for job in missing]):
+    with ProcessPoolExecutor(workers, initializer=start) as pool:
+        for future in as_completed([pool.submit(function, *arguments) for arguments in missing]):
             found = future.result()
             append_rows(out, found)
-            first, mean = found[0], mean_of([row["dice"] for row in found])
-            print(
-                f"{first['task']} {first['candidate']} {first['shots']} shots, draw {first['draw']}: {mean:.3f} "
-                f"in {first['seconds']} s",
-                flush=True,
-            )
+            _tell(found)
+
+
+def _tell(found: list[dict]) -> None:
+    """Print the mean Dice of every candidate in a run's rows."""
+    from peftseg.compare_rows import mean_of
+
+    for label in dict.fromkeys(row["candidate"] for row in found):
+        own = [row for row in found if row["candidate"] == label]
+        first, mean = own[0], mean_of([row["dice"] for row in own])
+        chosen = f", {first['chosen']}" if first.get("chosen") else ""
+        print(
+            f"{first['task']} {label} {first['shots']} shots, draw {first['draw']}: {mean:.3f} in {first['seconds']} s"
+            f"{chosen}",
+            flush=True,
+        )

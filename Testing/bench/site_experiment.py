@@ -16,14 +16,15 @@ import argparse
 import os
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runs import keep_rows
+from site_gate import BASE, ixi_values
+
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "Docs" / "results" / "site_experiment.csv"
-BASE = "brain-t1-bn"
 FAMILIES = ("contrast", "bias_field", "noise", "resolution", "inverted", "field_of_view")
 INTENSITY = ("contrast", "bias_field", "noise", "inverted")  # shifts of grey values, which the aim is about
 STRENGTH = 0.6
@@ -116,14 +117,6 @@ def write_scans(job: Job, part: str, folder: Path, structures: tuple, count: int
         write_volume(folder / "labels" / path.name, merged, labels.grid)
 
 
-def ixi_values(data: Path) -> dict[str, int]:
-    """Structure name -> label value of the IXI labels."""
-    import json
-
-    names = json.loads((data / "subcortical_ixi" / "labels.json").read_text(encoding="utf-8"))
-    return {name: int(value) for value, name in names.items()}
-
-
 def without_labels(job: Job, site: Path, out: Path, _: tuple) -> dict[str, Any]:
     """Adapt by a preset; the adapter is kept whatever the gate says, which is noted."""
     from peftseg.config import SiteAdaptJob
@@ -194,21 +187,6 @@ def scored(segmenter: Any, folder: Path, structures: tuple) -> list[dict[str, An
             }
             rows.append({"scan": file_stem(path), "structure": s.name, **score})
     return rows
-
-
-def run_missing(jobs: list[Job], path: Path, workers: int) -> None:
-    """Run what the CSV file does not hold, `workers` at a time with one thread each."""
-    from peftseg.compare_rows import append_rows, is_done, mean_of, read_rows
-
-    rows = read_rows(path)
-    missing = [job for job in jobs if not is_done(rows, job.task, job.candidate, SCANS, job.seed)]
-    print(f"{len(missing)} runs to do", flush=True)
-    with ProcessPoolExecutor(workers) as pool:
-        for future in as_completed([pool.submit(run, job) for job in missing]):
-            found = future.result()
-            append_rows(path, found)
-            first, mean = found[0], mean_of([row["dice"] for row in found])
-            print(first["task"], first["candidate"], first["draw"], f"{mean:.3f}", first["chosen"], first["seconds"])
 
 
 def print_tables(path: Path) -> None:
@@ -307,7 +285,9 @@ def main() -> None:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     bases = [BASE, *([str(arguments.two_d.absolute())] if arguments.two_d else [])]
-    run_missing(all_jobs(arguments.data, bases, arguments.seeds), arguments.rows, arguments.workers)
+    jobs = all_jobs(arguments.data, bases, arguments.seeds)
+    keyed = [((job.task, job.candidate, SCANS, job.seed), (job,)) for job in jobs]
+    keep_rows(run, keyed, arguments.rows, arguments.workers)
 
 
 if __name__ == "__main__":

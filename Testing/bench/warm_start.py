@@ -11,7 +11,6 @@ Resumable: what the CSV file holds is not run again. Needs the real volumes (`--
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import tempfile
@@ -29,14 +28,6 @@ TASKS = {
 FIELDS = ("task", "draw", "run", "scan", "structure", "dice", "seconds", "epochs")
 RUNS = ("first", "over", "warm")
 Row = dict[str, str]
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of earlier runs."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def run_draw(task: str, draw: int, arguments: argparse.Namespace, folder: Path) -> Iterator[list[Row]]:
@@ -77,6 +68,7 @@ def run_draw(task: str, draw: int, arguments: argparse.Namespace, folder: Path) 
 
 def scores(adapter: str, items: Sequence, structures: Sequence, device: str) -> Iterator[Row]:
     """Dice of each scan and structure."""
+    from peftseg.apply_steps import mask_of
     from peftseg.device import choose_device
     from peftseg.metrics import dice
     from peftseg.segmenter import adapter_segmenter, segment_volume
@@ -87,15 +79,16 @@ def scores(adapter: str, items: Sequence, structures: Sequence, device: str) -> 
         scan = load_support_item(item, structures)
         result = segment_volume(segmenter, scan.volume, choose_device(device))
         for row, structure in enumerate(segmenter.structures):
-            mask = result[row] if result.ndim == 4 else result == structure.value
-            value = dice(mask, scan.masks[structure.name])
+            value = dice(mask_of(result, row, structure), scan.masks[structure.name])
             yield {"scan": str(number), "structure": structure.name, "dice": f"{value:.4f}"}
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the draws that the CSV file does not hold as a whole."""
+    from peftseg.compare_rows import append_rows, read_rows
+
     os.nice(arguments.nice)
-    done = {(row["task"], row["draw"]) for row in read_rows(arguments.rows) if row["run"] == RUNS[-1]}
+    done = {(row["task"], row["draw"]) for row in read_rows(arguments.rows, FIELDS) if row["run"] == RUNS[-1]}
     for draw in range(arguments.draws):
         for task in arguments.tasks:
             if (task, str(draw)) in done:
@@ -110,20 +103,14 @@ def run(arguments: argparse.Namespace) -> None:
                         f"{found[0]['epochs']} epochs",
                         flush=True,
                     )
-            append(arguments.rows, rows)
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add a draw's rows, all or none."""
-    from peftseg.paths import write_text
-
-    old = path.read_text(encoding="utf-8") if path.is_file() else ",".join(FIELDS) + "\n"
-    write_text(path, old + "".join(",".join(row[name] for name in FIELDS) + "\n" for row in rows))
+            append_rows(arguments.rows, rows, FIELDS)
 
 
 def table(arguments: argparse.Namespace) -> None:
     """Means by task, and of each draw warm minus over, in Dice and in time, as Markdown."""
-    rows = read_rows(arguments.rows)
+    from peftseg.compare_rows import read_rows
+
+    rows = read_rows(arguments.rows, FIELDS)
     print("| Task | Draws | Three scans | Five, starting over | Five, going on | Difference | Time of starting over |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for task in dict.fromkeys(row["task"] for row in rows):

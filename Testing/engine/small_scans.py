@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from peftseg.config import AdaptJob
 from peftseg.models import Intensity, ModelEntry, NetworkSpec, Preprocessing, Structure
 from peftseg.networks import build
 from peftseg.study import LabelState, SupportItem
@@ -16,6 +17,7 @@ from peftseg.weights import save_model
 BRIGHT, DARK = Structure("bright ball", 1), Structure("dark ball", 2)
 BOTH = (BRIGHT, DARK)
 SIZE = 24
+RATES = {"lr_adapter": 1e-2, "lr_decoder": 1e-2, "lr_head": 1e-2}  # high ones: a few epochs suffice
 
 
 def write_tiny_model(folder: Path) -> Path:
@@ -59,3 +61,17 @@ def make_scan_files(
     write_volume(paths[0], image, grid)
     write_segmentation(paths[1], labels, grid, list(structures), {})
     return SupportItem(str(paths[0]), str(paths[1]), states or {})
+
+
+def balls_job(model: Path, folder: Path, scans: int = 3, epochs: int = 12, out: str = "a.safetensors") -> AdaptJob:
+    """A short adaptation to both balls; scans and adapter lie in the folder."""
+    return AdaptJob(
+        model=str(model),
+        support=tuple(make_scan_files(folder, n) for n in range(scans)),
+        structures=BOTH,
+        out=str(folder / out),
+        options=RATES,
+        epochs=epochs,
+        device="cpu",
+        precision="fp32",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,10 +23,13 @@ import torch
 from scipy import ndimage
 
 from batch_cases import batch_job, lines_of, said, states_of, write_model, write_scan, write_scans
-from peftseg import cli, manifest
+from peftseg import batch_results, cli, manifest
 from peftseg.apply import run_apply
+from peftseg.apply_steps import load
 from peftseg.batch_plan import Planner
 from peftseg.batch_report import png
+from peftseg.batch_results import process
+from peftseg.batch_state import Batch, Tally
 from peftseg.config import from_json, to_json
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import Reporter
@@ -343,6 +348,35 @@ def test_an_error_inside_the_engine_is_that_studys_only(model, tmp_path, monkeyp
     assert states_of(tmp_path / "out") == {"scan000": "done", "scan001": "failed", "scan002": "done"}
     line = next(line for line in lines_of(tmp_path / "out") if line["state"] == "failed")
     assert (line["kind"], "shapes do not match" in line["message"]) == ("internal", True)
+
+
+def test_a_result_whose_study_fails_later_stays_the_batchs_own_also_where_a_worker_says_so(model, tmp_path):
+    scan, out = write_scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    run(batch_job(model, out, scan))
+    good = scan.read_bytes()
+    scan.write_bytes(good[: len(good) // 2])
+    job, book, reporter = batch_job(model, out, scan), Manifest(out), Reporter.silent()
+    (study,) = Planner(job, book).plan(tmp_path, reporter).studies
+    loaded, device = load(job), torch.device("cpu")
+    line, folder = process(study, loaded, job, device, reporter)  # as on a worker, which does not know the manifest
+    assert (line["state"], folder) == ("failed", None)
+    Batch(job, book, loaded, device, reporter, Tally(), threading.Event()).settle(study, line, folder)
+    write_scan(scan, 99)
+    assert run(batch_job(model, out, scan))["done"] == 1
+    assert states_of(out) == {"a": "done"}
+
+
+def test_a_result_that_cannot_be_moved_to_its_place_is_that_studys_failure_and_no_fault_of_the_scan(
+    model, tmp_path, monkeypatch
+):
+    def refused(source, target):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(batch_results, "os", SimpleNamespace(replace=refused))
+    scans, out = write_scans(tmp_path / "in", 1), tmp_path / "out"
+    with pytest.raises(BadInput, match=r"cannot be written \(Permission denied"):
+        run(batch_job(model, out, scans))
+    assert states_of(out) == {"scan000": "failed"}
 
 
 def test_when_nothing_can_be_segmented_the_first_error_is_raised_and_the_manifest_says_it_too(model, tmp_path):

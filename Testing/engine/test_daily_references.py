@@ -13,7 +13,6 @@ import torch
 
 from peftseg import cli
 from peftseg.adapter_file import load_adapter, save_adapter
-from peftseg.config import AdaptJob
 from peftseg.drift import by_month, marked, read_studies
 from peftseg.drift_chart import write_drift
 from peftseg.errors import BadInput
@@ -25,7 +24,7 @@ from peftseg.reference_scans import add_reference, read_references, read_runs, r
 from peftseg.site_distance import SiteDistance
 from peftseg.train import run_adapt
 from peftseg.volume import Volume, read_volume
-from small_scans import BOTH, BRIGHT, DARK, make_scan_files, write_tiny_model
+from small_scans import BOTH, BRIGHT, DARK, balls_job, make_scan_files, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +32,7 @@ def trained(tmp_path_factory):
     """A small model folder and an adapter of it that has learnt something."""
     folder = tmp_path_factory.mktemp("trained")
     model = write_tiny_model(folder / "tiny")
-    job = AdaptJob(
-        model=str(model),
-        support=tuple(make_scan_files(folder, n) for n in range(2)),
-        structures=BOTH,
-        out=str(folder / "balls.safetensors"),
-        name="balls",
-        options={"lr_adapter": 1e-2, "lr_decoder": 1e-2, "lr_head": 1e-2},
-        epochs=15,
-        device="cpu",
-        precision="fp32",
-    )
+    job = replace(balls_job(model, folder, scans=2, epochs=15, out="balls.safetensors"), name="balls")
     home = folder / "home"
     before = os.environ.get("PEFTSEGMENT_HOME")
     os.environ["PEFTSEGMENT_HOME"] = str(home)

@@ -20,9 +20,7 @@ from peftseg.optimise import Schedule
 from peftseg.plan import Plan
 from peftseg.train import job_setting, run_adapt, started_from
 from peftseg.warm_start import TIME_SHARE, read_start, shortened
-from small_scans import BOTH, BRIGHT, DARK, make_scan_files, write_tiny_model
-
-RATES = {"lr_adapter": 1e-2, "lr_decoder": 1e-2, "lr_head": 1e-2}
+from small_scans import BRIGHT, DARK, RATES, balls_job, make_scan_files, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +30,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def job(model, tmp_path):
-    support = tuple(make_scan_files(tmp_path, n) for n in range(3))
-    return AdaptJob(
-        model=str(model),
-        support=support,
-        structures=BOTH,
-        out=str(tmp_path / "first.safetensors"),
-        name="balls",
-        options=RATES,
-        epochs=10,
-        device="cpu",
-        precision="fp32",
-    )
+    return replace(balls_job(model, tmp_path, epochs=10, out="first.safetensors"), name="balls")
 
 
 def going_on(job: AdaptJob, tmp_path, **changes) -> AdaptJob:

@@ -31,6 +31,7 @@ from peftseg.dicom_seg import put_together, read_dicom_seg, write_dicom_seg, wri
 from peftseg.errors import BadInput
 from peftseg.grid import LPS_RAS, Grid
 from peftseg.models import Structure
+from peftseg.result_facts import read_facts
 from peftseg.structures import structure_named
 from peftseg.volume import read_labels, read_volume, write_segmentation, write_volume
 from small_scans import write_tiny_model
@@ -465,6 +466,14 @@ def test_the_command_exports_a_result_file_with_its_names_and_provenance(tmp_pat
     assert np.allclose(colour.to_rgb(), KIDNEY.colour, atol=1)
     assert main([*command, "--out", str(tmp_path / "o.dcm")]) == 2
     assert "results are not overwritten" in capsys.readouterr().err
+
+
+def test_a_segment_named_in_another_code_page_keeps_its_colour(tmp_path, source):
+    path, grid = tmp_path / "a.seg.nrrd", grid_of(source)
+    write_segmentation(path, label_map(grid), grid, STRUCTURES, {})
+    path.write_bytes(path.read_bytes().replace("Läsion α".encode(), "Läsion a".encode("latin-1")))
+    found = [(s.name, s.colour) for s in read_facts(path)[0]]
+    assert found == [("left kidney", KIDNEY.colour), ("Läsion a", LESION.colour), ("spleen", STRUCTURES[2].colour)]
 
 
 def test_a_label_map_of_another_program_needs_names(tmp_path, source, capsys):

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from peftseg.adapter_file import load_adapter, load_snapshots, save_adapter
-from peftseg.config import AdaptJob
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import Reporter
 from peftseg.flags import check_result
@@ -35,7 +34,7 @@ from peftseg.segmenter import adapter_segmenter, model_segmenter, segment_volume
 from peftseg.snapshots import MOST_KEPT, Recorder, nearest
 from peftseg.train import run_adapt
 from peftseg.volume import read_volume
-from small_scans import BOTH, make_scan_files, write_tiny_model
+from small_scans import balls_job, make_scan_files, write_tiny_model
 
 CPU = torch.device("cpu")
 NUMBERS = {"mean": 10.0, "sd": 1.0, "min": 9.0, "max": 11.0}
@@ -50,17 +49,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(folder):
-    model = write_tiny_model(folder / "tiny")
-    return AdaptJob(
-        model=str(model),
-        support=tuple(make_scan_files(folder, n) for n in range(3)),
-        structures=BOTH,
-        out=str(folder / "a.safetensors"),
-        options={"lr_adapter": 1e-2, "lr_decoder": 1e-2, "lr_head": 1e-2},
-        epochs=30,
-        device="cpu",
-        precision="fp32",
-    )
+    return balls_job(write_tiny_model(folder / "tiny"), folder, epochs=30)
 
 
 @pytest.fixture(scope="module")

@@ -318,6 +318,17 @@ def test_a_base_without_early_head_gets_one_that_the_adapter_keeps(models, job, 
     assert not (models["bare"].directory / "early_head.safetensors").exists()
 
 
+@pytest.mark.parametrize(("asked", "budget", "told"), [("stop_keep", None, False), ("", 1e-6, True)])
+def test_an_early_head_that_is_cut_short_is_put_down_to_the_time_only_where_it_was_that(
+    models, job, accept, asked, budget, told
+):
+    reporter = Reporter.silent()
+    reporter._request = lambda: asked
+    run_site_adapt(replace(job, model=str(models["bare"].directory), budget_minutes=budget), reporter)
+    assert sum(event["event"] == "progress" and event["stage"] == "early_head" for event in reporter.events) == 1
+    assert any("the time is short" in m for m in messages(reporter)) == told
+
+
 def test_a_network_without_running_statistics_says_so_and_still_trains(models, job, accept):
     reporter = Reporter.silent()
     result = run_site_adapt(replace(job, model=str(models["segresnet"].directory)), reporter)

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from peftseg.adapter_file import load_adapter
-from peftseg.config import AdaptJob
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import Reporter
 from peftseg.library import list_adapters
 from peftseg.study import LabelState
 from peftseg.train import run_adapt
-from small_scans import BOTH, BRIGHT, SIZE, make_scan_files, write_tiny_model
+from small_scans import BOTH, BRIGHT, SIZE, balls_job, make_scan_files, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +25,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def job(model, tmp_path):
-    support = tuple(make_scan_files(tmp_path, n) for n in range(3))
-    return AdaptJob(
-        model=str(model),
-        support=support,
-        structures=BOTH,
-        out=str(tmp_path / "a.safetensors"),
-        method="lora",
-        options={"lr_adapter": 1e-2, "lr_decoder": 1e-2, "lr_head": 1e-2},
-        epochs=12,
-        device="cpu",
-        precision="fp32",
-    )
+    return balls_job(model, tmp_path)
 
 
 def messages(reporter, kind):

@@ -7,7 +7,6 @@ tell. Where none does, those below the median fail. Layers that are trained outr
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
@@ -87,8 +86,7 @@ def layer_abilities(
     Layers whose ability is not defined in any scan are left out. Parameters are those of `with_failing_layers`.
     """
     layers = judged_layers(subject, trained)
-    quiet = copy.copy(reporter)
-    quiet.progress = lambda *_words, **_facts: None  # of windows; it still asks whether the user cancelled
+    quiet = reporter.without("progress")  # of windows
     found: dict[str, dict[str, list[float]]] = {layer.name: {} for layer in layers}
     for number, scan in enumerate(loaded):
         reporter.progress("inspect", number, len(loaded))
