@@ -9,7 +9,7 @@ import numpy as np
 import slicer
 import vtk
 
-from . import exchange, structures, support
+from . import exchange, structures
 
 LAYOUT = 64100  # Slicer's own are below 100; scripts and extensions choose numbers at random
 VIEWS = ("PEFTSegmentA", "PEFTSegmentB")
@@ -162,8 +162,8 @@ def differences(
     """
     common = common_structures(first, second)
     shape = slicer.util.arrayFromVolume(scan).shape
-    firsts = {name: _part(first, own, scan) for name, own, _other in common}
-    seconds = {name: _part(second, other, scan) for name, _own, other in common}
+    firsts = {name: exchange.part_of(first, own, scan) for name, own, _other in common}
+    seconds = {name: exchange.part_of(second, other, scan) for name, _own, other in common}
     counts: dict[tuple, np.ndarray] = {}
     voxel_ml = abs(np.linalg.det(exchange.image_of(scan).affine[:3, :3])) / 1000
     found = []
@@ -178,12 +178,6 @@ def differences(
         dice = 2 * both / (n_first + n_second) if n_first + n_second else None
         found.append(Difference(name, n_first * voxel_ml, n_second * voxel_ml, dice))
     return found
-
-
-def _part(node: slicer.vtkMRMLSegmentationNode, segment_id: str, scan) -> exchange.Part:
-    if support.voxel_count(node, segment_id):
-        return exchange.part_of(node, segment_id, scan)
-    return exchange.Part(np.zeros((1, 1, 1), np.uint8), 1, (0, 0, 0))  # Slicer cannot resample what is empty
 
 
 def _layer(part: exchange.Part) -> tuple:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from slicer.i18n import tr as _
 from peftseg.errors import BadInput
 
 INSTANCES = "DICOM.instanceUIDs"  # attribute that Slicer's DICOM reader gives a volume: one UID a slice
-KEY_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,9 @@ def patients() -> list[tuple[str, str]]:
 def studies(patient: str) -> list[tuple[str, str]]:
     """UID, and date with description, of each study of a patient, the newest first."""
     found = require_database()
-    rows = [(uid, _day(found.fieldForStudy("StudyDate", uid)), uid) for uid in found.studiesForPatient(patient)]
+    rows = [(uid, _day(found.fieldForStudy("StudyDate", uid))) for uid in found.studiesForPatient(patient)]
     rows = sorted(rows, key=lambda row: row[1], reverse=True)
-    return [(uid, _joined((day, found.descriptionForStudy(uid))) or _("Study")) for uid, day, _uid in rows]
+    return [(uid, _joined((day, found.descriptionForStudy(uid))) or _("Study")) for uid, day in rows]
 
 
 def series(study: str) -> list[Series]:
@@ -111,11 +109,6 @@ def files_of(uids: Sequence[str]) -> tuple[str, ...]:
             )
         files += own
     return tuple(files)
-
-
-def key_of(uid: str) -> str:
-    """The key that a batch gives the study of this series: `peftseg.batch_plan` makes it of the UID, too."""
-    return hashlib.sha256(uid.encode("utf-8", errors="replace")).hexdigest()[:KEY_LENGTH]
 
 
 # the scans of the scene

@@ -20,7 +20,7 @@ from slicer.i18n import tr as _
 from peftseg.errors import BadInput
 from peftseg.models import Structure
 
-from . import scans, structures
+from . import painted, scans, structures
 
 NRRD_TYPES = {
     "i1": "signed char", "u1": "unsigned char", "i2": "short", "u2": "unsigned short", "i4": "int", "u4": "unsigned int",
@@ -50,6 +50,9 @@ class Part:
     start: tuple[int, int, int]
 
 
+NOTHING = Part(np.zeros((1, 1, 1), np.uint8), 1, (0, 0, 0))
+
+
 # scene to files
 
 
@@ -62,10 +65,12 @@ def image_of(volume: slicer.vtkMRMLScalarVolumeNode) -> Image:
 def part_of(
     segmentation: slicer.vtkMRMLSegmentationNode, segment_id: str, volume: slicer.vtkMRMLScalarVolumeNode
 ) -> Part:
-    """A segment's voxels on the scan's grid.
+    """A segment's voxels on the scan's grid; `NOTHING` of an empty segment, which Slicer cannot resample.
 
     The segment's own labelmap is used as it is where it lies on the scan's grid; otherwise it is resampled.
     """
+    if not painted.is_painted(segmentation, segment_id):
+        return NOTHING
     image = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     start = _start_on_grid(segmentation, image, volume)
     if start is None:

@@ -217,10 +217,20 @@ def hide_other_scans(volume: slicer.vtkMRMLVolumeNode) -> None:
 
 def _hide_other_maps(volume: slicer.vtkMRMLVolumeNode) -> None:
     for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        node = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
-        if node is None or not node.GetAttribute(MAP) or node.GetAttribute(MAP_OF) == volume.GetAttribute(TOKEN):
-            continue
-        composite.SetForegroundVolumeID(None)
-        legend = slicer.modules.colors.logic().GetColorLegendDisplayNode(node)
-        if legend is not None:
-            legend.Modified()  # a legend looks whether its volume is in view only when it changes itself
+        node = map_in_front(composite)
+        if node is not None and node.GetAttribute(MAP_OF) != volume.GetAttribute(TOKEN):
+            composite.SetForegroundVolumeID(None)
+            renew_legend(node)
+
+
+def map_in_front(composite: slicer.vtkMRMLSliceCompositeNode) -> slicer.vtkMRMLScalarVolumeNode | None:
+    """The map of step 5 in the foreground of a slice view, or None."""
+    node = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+    return node if node is not None and node.GetAttribute(MAP) else None
+
+
+def renew_legend(node: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """A legend looks whether its volume is in view only when it changes itself."""
+    legend = slicer.modules.colors.logic().GetColorLegendDisplayNode(node)
+    if legend is not None:
+        legend.Modified()

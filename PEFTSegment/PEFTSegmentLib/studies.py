@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from slicer.i18n import tr as _
 
-from peftseg.manifest import FILE, FORMAT
+from peftseg.manifest import FILE, Line, parsed
 
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 LOOK = "look"
 ORDER = (LOOK, FAILED, DONE, WAITING)  # worst first
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,19 +71,10 @@ class Reader:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for text in whole.splitlines():
-            line = _parsed(text)
+            line = parsed(text)  # a damaged line counts for nothing, as for the engine
             if line is not None and line["state"] != "started":
                 self.lines[line["study"]] = line
         return bool(whole)
-
-
-def _parsed(text: bytes) -> Line | None:
-    try:
-        line = json.loads(text)
-    except ValueError:  # a damaged line counts for nothing, as for the engine
-        return None
-    fits = isinstance(line, dict) and isinstance(line.get("study"), str) and isinstance(line.get("state"), str)
-    return line if fits and line.get("format") == FORMAT else None
 
 
 def listed(

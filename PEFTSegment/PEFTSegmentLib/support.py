@@ -107,13 +107,17 @@ class SupportSet:
         """The support scan with this key, or None."""
         return next((row for row in self.rows() if row.key == key), None)
 
+    def row_of(self, scan: slicer.vtkMRMLScalarVolumeNode | None) -> Row | None:
+        """The row of a scan, or None."""
+        return next((row for row in self.rows() if row.scan is not None and row.scan is scan), None)
+
     def add(self, scan: slicer.vtkMRMLScalarVolumeNode, labels: slicer.vtkMRMLSegmentationNode | None = None) -> Row:
         """Add a scan, or give the row that has it already; BadInput where it cannot be used.
 
         Of a sequence, a copy of the frame that it shows now is added.
         """
         scan = scans.held_still(scans.require_usable(scan))
-        found = next((row for row in self.rows() if row.scan is scan), None)
+        found = self.row_of(scan)
         if found is not None:
             if labels is not None and found.labels is None:
                 self.set_labels(found.key, labels)

@@ -30,8 +30,8 @@ def _write_scan(scratch: Path, name: str, image: exchange.Image) -> Path:
     return path
 
 
-def _write_labels(scratch: Path, name: str, parts, wanted, image: exchange.Image) -> Path:
-    """Runs in a thread."""
+def write_labels(scratch: Path, name: str, parts, wanted, image: exchange.Image) -> Path:
+    """Write the structures of one scan, for `Runner.submit`; runs in a thread."""
     return exchange.write_parts(scratch / f"{name}_labels", parts, wanted, image)
 
 
@@ -50,6 +50,7 @@ def submit_scans(
     note: dict[str, Any],
     volumes: Sequence[slicer.vtkMRMLScalarVolumeNode],
     build: Callable[[Path, tuple[str, ...]], Job],
+    more: Sequence[tuple] = (),
 ) -> Task:
     """Submit a job about scans as they are.
 
@@ -61,6 +62,8 @@ def submit_scans(
         No sequences; see `scans.held_still`.
     build : callable
         Gets the job's folder and the scans' files, and gives the job.
+    more : sequence of tuple
+        What else is written, as for `Runner.submit`; its files come after those of the scans.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def submit_scans(
         A scan cannot be used, the disk is full, the engine is not installed.
     """
     _require_engine(context)
-    exports = scan_exports(volumes)
+    exports = [*scan_exports(volumes), *more]
     tokens = [scans.token(volume) for volume in volumes]
 
     def made(folder: Path, paths: list) -> Job:
@@ -196,7 +199,7 @@ def support_exports(
         shown = [s for s in wanted if found[s.name].state == "labelled"]
         parts = [exchange.part_of(row.labels, support.segment_of(row, s), row.scan) for s in shown]
         exports.append((_write_scan, f"scan_{number}", image))
-        exports.append((_write_labels, f"scan_{number}", parts, shown, image))
+        exports.append((write_labels, f"scan_{number}", parts, shown, image))
         states.append(found)
     return exports, states, wanted
 

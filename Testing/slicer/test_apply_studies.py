@@ -8,7 +8,8 @@ import dicom_makers
 import numpy as np
 import pytest
 from adapter_makers import store_adapter
-from scene_makers import BRIGHT, balls
+from result_makers import write_result
+from scene_makers import BRIGHT, add_scan, balls
 
 NAME = "bright balls, site Ä"
 
@@ -259,6 +260,43 @@ def test_a_cancelled_run_leaves_what_is_done_and_a_closed_database_is_told(panel
     ui.applyButton.click()
     host.wait_for(lambda: host.dialogs.shown and not module.main.context.runner.tasks, 30, "the dialog")
     assert "is there any more" in host.dialogs.shown[-1].informative
+
+
+def test_what_was_asked_for_first_is_shown_and_stopped_first(panel, module, host, tmp_path):
+    from PEFTSegmentLib.panels.apply_folder import STUDIES
+    from PEFTSegmentLib.panels.apply_jobs import PURPOSE
+    from PEFTSegmentLib.runner import Task
+
+    runner = module.main.context.runner
+    many = {"purpose": STUDIES, "title": "many scans", "shown": NAME, "out": str(tmp_path)}
+    runner.tasks += [
+        Task(tmp_path / "1", many, state="running"),
+        Task(tmp_path / "2", {"purpose": PURPOSE, "title": "one scan"}, state="queued"),
+    ]
+    module.main.context.refresh()
+    host.process_events(80)
+    assert "many scans" in panel.ui.progressLabel.toolTip
+    assert panel.ui.progressLabel.text == "Segmenting; 1 more to come"
+    assert "studies that are done stay" in panel.ui.cancelButton.toolTip
+    runner.tasks.clear()
+
+
+def test_a_later_run_of_a_folder_finds_the_series_that_have_come_since(panel, host, tmp_path):
+    from peftseg.dicom_sort import find_series
+    from PEFTSegmentLib import results
+    from PEFTSegmentLib.studies import DONE, Study
+
+    folder, out, loader = tmp_path / "in", tmp_path / "out", panel.many_studies.loader
+    for number in (1, 2):
+        uid = dicom_makers.write_series(folder / str(number), number)
+        series = next(s for s in find_series((str(folder),)) if s.number == str(number))
+        path = write_result(out / str(number), add_scan(number), {BRIGHT: balls(number)[1][BRIGHT]})
+        output = {"file": f"{number}/{path.name}", "sha256": uid}
+        line = {"name": f"{series.study}_{series.key}", "outputs": [output]}
+        run = {"out": str(out), "inputs": [str(folder)], "name": NAME, "shown": NAME}
+        loader.start(run, [Study(str(number), str(number), DONE, line=line)])
+        host.wait_for(lambda: not loader.busy, 30, "the result")
+    assert [results.scan_of(node).GetName() for node in results.all_results()] == ["1: T1 1", "2: T1 2"]
 
 
 def line(study: str, state: str = "done", **more) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from peftseg.config import AdaptJob
 from peftseg.site_options import SITE
 
 from .. import results
 from ..context import Context
 from ..panel import enable
+from ..work import DEFAULT_METHOD
 from .adapt_choices import LibraryCache, Support
 from .adapt_progress import short
 from .apply_adapters import title
@@ -60,11 +60,8 @@ class StartChoice:
         if row["problem"] is not None or row["base_id"] != self._context.state.model or row["method"] == SITE:
             return False
         method = self._context.state.method
-        return set(row["structures"]) <= {s.name for s in found.wanted} and method in (
-            "",
-            AdaptJob.method,
-            row["method"],
-        )
+        known = method in ("", DEFAULT_METHOD, row["method"])
+        return known and set(row["structures"]) <= {s.name for s in found.wanted}
 
     @property
     def on(self) -> bool:
@@ -92,7 +89,7 @@ class StartChoice:
         """The job's fields that differ from starting over."""
         if not self.on:
             return {}
-        return {"start_from": self.ref, "method": AdaptJob.method, "options": {}, "estimate": "none"}
+        return {"start_from": self.ref, "method": DEFAULT_METHOD, "options": {}, "estimate": "none"}
 
     # what is shown
 

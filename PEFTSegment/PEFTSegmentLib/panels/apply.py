@@ -15,7 +15,7 @@ from .apply_compare import Comparing
 from .apply_correct import correct
 from .apply_export import Exporting
 from .apply_folder import DICOM, FOLDER, STUDIES, ManyScans
-from .apply_jobs import PURPOSE, ResultJobs
+from .apply_jobs import COMPARE, PURPOSE, ResultJobs
 from .apply_results import ResultTable, status_text
 from .apply_studies import StudyList
 from .apply_suggest import Suggesting
@@ -141,7 +141,8 @@ class ApplyPanel(Panel):
         return self.adapters.reason_against(row)
 
     def _running(self) -> list[Task]:
-        return [task for task in [*self.jobs.tasks(), *self.many_studies.tasks()] if task.active]
+        """In the order in which they were asked for: the first one runs, the others wait."""
+        return [task for task in self.context.runner.active if task.purpose in (PURPOSE, COMPARE, STUDIES)]
 
     def _look_at_jobs(self) -> None:
         ui, running = self.ui, self._running()
@@ -225,8 +226,7 @@ class ApplyPanel(Panel):
             row = self.adapters.row(self.state.adapter)
             if self.many.kind:
                 self.many_studies.forget_ended()
-                self.many.submit(row)
-                self.context.work_changed()
+                self.many_studies.begin(self.many.submit(row))
                 return
             volumes = scans.usable_scans() if self.state.allScans else [scans.require_usable(self.scan())]
             title = _("Applying {adapter}").format(adapter=adapter_title(row))

@@ -18,7 +18,7 @@ def correct(context: Context, node) -> slicer.vtkMRMLSegmentationNode | None:
     """
     scan = scans.require_usable(results.scan_of(node))
     wanted = results.wanted_of(node, context.state)
-    there = next((row for row in context.support.rows() if row.scan is scan), None)
+    there = context.support.row_of(scan)
     if there is not None and there.labels is not None and not _replaces(there):
         return None
     if not structures.read(context.state):

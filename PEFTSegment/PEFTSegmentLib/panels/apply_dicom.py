@@ -80,7 +80,7 @@ class SeriesDialog:
                 leaf = _item(own, (row.title, row.modality), SERIES, row.uid)
                 leaf.setCheckState(0, qt.Qt.Checked if ticked or row.uid in self._kept else qt.Qt.Unchecked)
         self.ui.tree.blockSignals(False)
-        self._count()
+        self._count_soon()
 
     def _count_soon(self) -> None:
         self._soon.start()
@@ -111,8 +111,8 @@ class SeriesDialog:
     def exec_(self) -> tuple[tuple[str, ...], bool] | None:
         """Ask; the series and whether the usual rules pick among them, None where the window was closed."""
         accepted = self.form.exec_()
-        self._soon.stop()
         result = (tuple(self._ticked(self._open)), bool(self.ui.rulesBox.checked)) if accepted else None
+        self._soon.stop()
         self.form.deleteLater()
         return result
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import qt
 import slicer
 import vtk
@@ -15,27 +14,26 @@ from peftseg.errors import BadInput
 from peftseg.events import Event
 from peftseg.models import Structure
 
-from .. import dialogs, dicom_scans, exchange, results, scans, structures
-from ..painted import is_painted
+from .. import dialogs, dicom_scans, exchange, results, scans, structures, work
 from ..panel import enable
 from ..runner import Task
+from .apply_study_load import LOADED
 
 EXPORT = "export DICOM"
 SUFFIX = ".dcm"
-OWN = (
-    "Status",
-    "Content",
-    "Edited",
-    "Result",
-    "ReviewedBy",
-    "ReviewedAt",
-    "VolumesMl",
-    "Checks",
-    "Doubt",
-    "Title",
-    "Study",
+OWN = (  # facts of a result that do not say what made it
+    results.STATUS,
+    results.CONTENT,
+    results.EDITED,
+    results.TOKEN,
+    results.REVIEWED_BY,
+    results.REVIEWED_AT,
+    results.VOLUMES,
+    results.CHECKS,
+    results.DOUBT,
+    results.TITLE,
+    LOADED,
 )
-NOTHING = exchange.Part(np.zeros((1, 1, 1), np.uint8), 1, (0, 0, 0))
 
 
 class Exporting:
@@ -117,7 +115,7 @@ class Exporting:
             )
 
         self._message = ""
-        self._context.runner.submit(note, [(_write, parts, wanted, image)], build)
+        self._context.runner.submit(note, [(work.write_labels, "result", parts, wanted, image)], build)
         self._context.work_changed()
 
     def hear(self, task: Task, events: list[Event]) -> None:
@@ -144,7 +142,7 @@ def segments_of(node, scan) -> tuple[exchange.Image, list[exchange.Part], tuple[
     if not ids:
         raise BadInput(_("{name} has no segments.").format(name=node.GetName()), _("Choose another result."))
     wanted = tuple(structures.of_segment(core.GetSegment(i), number) for number, i in enumerate(ids, start=1))
-    parts = [exchange.part_of(node, i, scan) if is_painted(node, i) else NOTHING for i in ids]
+    parts = [exchange.part_of(node, i, scan) for i in ids]
     matrix = vtk.vtkMatrix4x4()
     scan.GetIJKToRASMatrix(matrix)
     image = exchange.Image(slicer.util.arrayFromVolume(scan), slicer.util.arrayFromVTKMatrix(matrix))
@@ -152,7 +150,7 @@ def segments_of(node, scan) -> tuple[exchange.Image, list[exchange.Part], tuple[
 
 
 def provenance_of(node) -> dict[str, str]:
-    """What a result carries of what made it: adapter, base, hashes, software, time; and who has reviewed it."""
+    """What a result carries of what made it: adapter, base, hashes, software, time; and whether it was reviewed."""
     names = [
         name.removeprefix(exchange.ATTRIBUTE)
         for name in node.GetAttributeNames()
@@ -161,8 +159,3 @@ def provenance_of(node) -> dict[str, str]:
     facts = {name: results.get(node, name) for name in sorted(names) if name not in OWN}
     facts["status"] = results.get(node, results.STATUS)
     return {key: value for key, value in facts.items() if value}
-
-
-def _write(scratch: Path, parts, wanted, image: exchange.Image) -> Path:
-    """Runs in a thread."""
-    return exchange.write_parts(scratch / "result", parts, wanted, image)

@@ -11,13 +11,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from peftseg.config import ApplyJob
+from peftseg.dicom_rules import DEFAULT, FORMAT
 from peftseg.errors import BadInput
 
 from .. import dicom_scans
 from ..context import Context
 from ..panel import enable
 from ..runner import Task
-from .adapt_progress import short
 from .apply_adapters import Row
 from .apply_adapters import title as adapter_title
 from .apply_dicom import ask_series
@@ -26,7 +26,7 @@ STUDIES = "apply to studies"
 FOLDER, DICOM = "folder", "DICOM"
 LENGTH = 36  # characters of a folder on a button
 EVERYTHING = {
-    "format": "peftseg-series-rules-1",
+    "format": FORMAT,
     "pick": "all",
     "regularise": False,
     "rules": [{"keep": "chosen by the user"}],
@@ -134,7 +134,7 @@ class ManyScans:
         files = (self.folder,) if self.kind == FOLDER else dicom_scans.files_of(self.series)
 
         def build(folder: Path, found: list) -> ApplyJob:
-            rules = "default"
+            rules = DEFAULT
             if not usual:
                 rules = str(folder / "series_rules.json")
                 Path(rules).write_text(json.dumps(EVERYTHING), encoding="utf-8")
@@ -167,5 +167,5 @@ def _there(_scratch: Path, files: tuple[str, ...]) -> tuple[str, ...]:
 def _name(button, path: str, empty: str, tip: str) -> None:
     """Show a folder on its button: the end of it, the whole in the tool tip."""
     text = path if len(path) <= LENGTH else "…" + path[-LENGTH + 1 :]
-    button.text = short(text, LENGTH).replace("&", "&&") if path else empty
+    button.text = text.replace("&", "&&") if path else empty
     button.toolTip = f"{path}\n{tip}" if path else tip

@@ -8,6 +8,7 @@ from pathlib import Path
 import qt
 from slicer.i18n import tr as _
 
+from peftseg.batch_plan import key_of
 from peftseg.events import Event
 
 from .. import dialogs, dicom_scans, studies
@@ -20,7 +21,6 @@ from .apply_study_load import StudyLoader
 
 WIDTHS = (156, 50)
 MOST_ROWS = 300
-REPORT = "report.html"
 FAILED_COLOUR = "#B00020"
 SHOWN_LEFT_OUT = 20
 
@@ -66,21 +66,29 @@ class StudyList:
         tasks = self.tasks()
         return next((task for task in tasks if task.active), tasks[-1] if tasks else None)
 
-    def studies(self) -> list[Study]:
-        """The studies of the table, the worst first."""
-        return self._studies
-
     def _reader(self, task: Task) -> studies.Reader:
         name = task.folder.name
         if name not in self._readers:
             self._readers[name] = studies.Reader(Path(task.note["out"]))
-            self._readers[name].update()
         return self._readers[name]
+
+    def _learn_names(self, task: Task) -> None:
+        """Ask the DICOM database for titles, each once; one that is closed is asked later. It takes its time for many."""
+        if dicom_scans.database() is not None:
+            for uid in task.note.get("series") or ():
+                if uid not in self._names:
+                    self._names[uid] = dicom_scans.title_of(uid)
 
     # what comes
 
+    def begin(self, task: Task) -> None:
+        """The user has asked for a run."""
+        self._learn_names(task)
+        self._context.work_changed()
+
     def hear(self, task: Task, events: list[Event]) -> None:
         """Events of a run, or its end."""
+        self._learn_names(task)
         for event in events:
             self._note(task, event)
         task.progress = task.note.get("part", {})  # of the studies; what is done within one is not of interest
@@ -120,16 +128,10 @@ class StudyList:
     # what is shown
 
     def _listed(self, task: Task) -> list[Study]:
-        series = task.note.get("series") or ()
-        names = {dicom_scans.key_of(uid): self._title(uid) for uid in series}
+        names = {key_of(uid): self._names.get(uid, "") for uid in task.note.get("series") or ()}
         planned = task.note.get("planned") or list(names.items())
         lines = self._reader(task).lines if task.note.get("accepted") else {}
         return studies.listed(lines, planned, task.active, names)
-
-    def _title(self, uid: str) -> str:
-        if not self._names.get(uid):
-            self._names[uid] = dicom_scans.title_of(uid)
-        return self._names[uid]
 
     def look(self) -> None:
         """Show the run; nothing is done where it has not changed."""
@@ -246,16 +248,19 @@ class StudyList:
 
     def open_report(self) -> None:
         """Show the report in the web browser."""
-        self._open(REPORT)
+        task = self.task()
+        if task is not None:
+            self._open(task.ending["report"])
 
     def open_folder(self) -> None:
         """Show the folder with the results."""
-        self._open("")
-
-    def _open(self, name: str) -> None:
         task = self.task()
         if task is not None:
-            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(Path(task.note["out"]) / name)))
+            self._open(task.note["out"])
+
+    @staticmethod
+    def _open(path: str) -> None:
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(path))
 
     def close_list(self) -> None:
         """Take the list away."""

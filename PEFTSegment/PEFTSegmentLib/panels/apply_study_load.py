@@ -12,6 +12,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from peftseg.batch_plan import key_of
 from peftseg.errors import BadInput
 
 from .. import dialogs, dicom_scans, results, scans
@@ -48,7 +49,8 @@ class StudyLoader:
         self.sources: dict[str, tuple[str, ...]] = {}
         self._queue: list[tuple[Note, Study]] = []
         self._reading: Background | None = None
-        self._found: dict[tuple[str, ...], list] = {}  # folders -> the series in them
+        self._run: Note = {}  # whose scans were read last
+        self._found: dict[tuple[str, ...], list] = {}  # its folders -> the series in them
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.timeout.connect(self._poll)
@@ -91,6 +93,8 @@ class StudyLoader:
 
     def _read_dicom(self, note: Note, study: Study) -> None:
         """Read the scan in a thread: the run found it by sorting a folder, and no path of it is noted."""
+        if note is not self._run:  # between two runs, more may have come into a folder
+            self._run, self._found = note, {}
         folders = tuple(note["inputs"])
         self._reading = Background([(_read_series, folders, study.line["name"], self._found)])
         self._timer.start()
@@ -136,7 +140,7 @@ class StudyLoader:
         for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
             if node.GetAttribute(STUDY) == study.key:
                 return node
-        uid = next((uid for uid in note.get("series") or () if dicom_scans.key_of(uid) == study.key), "")
+        uid = next((uid for uid in note.get("series") or () if key_of(uid) == study.key), "")
         if uid and dicom_scans.database() is not None:
             return _marked(dicom_scans.loaded_scan(uid) or dicom_scans.load_series(uid), study)
         path = study.line.get("input")

@@ -135,17 +135,14 @@ class InspectJobs:
         return next((task for task in self._context.runner.of(PURPOSE) if task.active), None)
 
     def ask(self, question: Question) -> Task:
-        """Start a job; PeftsegError: the scan cannot be used, the disk is full."""
-        reason = self._context.engine_ready()
-        if reason:
-            raise BadInput(reason, _("Install it with the button at the top of the module."))
+        """Start a job; PeftsegError: the scan cannot be used, the disk is full, the engine is not installed."""
         self.message = ""
-        structure = Structure(question.structure, 1)
-        exports = work.scan_exports([question.scan])
+        labels = []
         if question.labels is not None:
             node, segment_id = question.labels
             part = exchange.part_of(node, segment_id, question.scan)
-            exports.append((_write_labels, part, structure, exchange.image_of(question.scan)))
+            wanted, image = [Structure(question.structure, 1)], exchange.image_of(question.scan)
+            labels = [(work.write_labels, "scan_1", [part], wanted, image)]
         title = _("{method} of {name}").format(method=method_name(question.method), name=question.source.name)
         note = {
             "purpose": PURPOSE,
@@ -157,9 +154,12 @@ class InspectJobs:
             "layer": question.layer.name,
             "label": question.layer.label,
             "labelled": question.labels is not None,
-            "scans": [scans.token(question.scan)],
         }
-        return self._context.runner.submit(note, exports, lambda folder, files: _job(question, folder, files))
+
+        def build(folder: Path, files: tuple[str, ...]) -> GradCamJob | ProtoSegJob:
+            return _job(question, folder, files)
+
+        return work.submit_scans(self._context, note, [question.scan], build, labels)
 
     # what comes
 
@@ -240,12 +240,7 @@ class InspectJobs:
             paths.remove_tree(found.task.folder)
 
 
-def _write_labels(scratch: Path, part: exchange.Part, structure: Structure, image: exchange.Image) -> Path:
-    """Runs in a thread."""
-    return exchange.write_parts(scratch / "labels", [part], [structure], image)
-
-
-def _job(question: Question, folder: Path, files: list[Path]) -> GradCamJob | ProtoSegJob:
+def _job(question: Question, folder: Path, files: tuple[str, ...]) -> GradCamJob | ProtoSegJob:
     of_adapter = question.source.kind == "adapter"
     adapter, model = (question.source.ref, None) if of_adapter else (None, question.source.ref)
     structure, out = Structure(question.structure, 1), str(folder / "result")
@@ -253,7 +248,7 @@ def _job(question: Question, folder: Path, files: list[Path]) -> GradCamJob | Pr
         return GradCamJob(
             adapter=adapter,
             model=model,
-            input=str(files[0]),
+            input=files[0],
             structure=structure,
             out=out,
             layers=(question.layer.name,),
@@ -264,8 +259,8 @@ def _job(question: Question, folder: Path, files: list[Path]) -> GradCamJob | Pr
         adapter=adapter,
         model=model,
         out=out,
-        input=str(files[0]),
-        labels=str(files[1]) if question.labels is not None else None,
+        input=files[0],
+        labels=files[1] if question.labels is not None else None,
         structures=(structure,),
         pictures=False,
         replace_nonfinite=0.0,

@@ -14,7 +14,7 @@ def labels_to_offer(
     rows: support.SupportSet, scan: slicer.vtkMRMLScalarVolumeNode | None, structure: str
 ) -> slicer.vtkMRMLSegmentationNode | None:
     """The segmentation of a support scan in which the structure is labelled in all slices, else None."""
-    row = _row_of(rows, scan)
+    row = rows.row_of(scan)
     return row.labels if row is not None and _is_whole(row, structure) else None
 
 
@@ -39,16 +39,12 @@ def reason_against_labels(
         return _("{labels} has nothing painted that is called '{structure}'; choose other labels, or none").format(
             labels=node.GetName(), structure=structure
         )
-    row = _row_of(rows, scan)
+    row = rows.row_of(scan)
     if row is not None and row.labels is node and not _is_whole(row, structure):
         return _("In {labels} only some slices of '{structure}' are labelled; choose other labels, or none").format(
             labels=node.GetName(), structure=structure
         )
     return ""
-
-
-def _row_of(rows: support.SupportSet, scan: slicer.vtkMRMLScalarVolumeNode | None) -> support.Row | None:
-    return next((row for row in rows.rows() if row.scan is scan), None) if scan is not None else None
 
 
 def _is_whole(row: support.Row, structure: str) -> bool:

@@ -82,11 +82,8 @@ def find(facts: MapFacts) -> slicer.vtkMRMLScalarVolumeNode | None:
 
 def in_view() -> slicer.vtkMRMLScalarVolumeNode | None:
     """The map that is shown in the slice views, or None."""
-    for composite in _composites():
-        node = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
-        if node is not None and node.GetAttribute(scans.MAP):
-            return node
-    return None
+    found = (scans.map_in_front(composite) for composite in _composites())
+    return next((node for node in found if node is not None), None)
 
 
 def _attribute(field: str) -> str:
@@ -245,13 +242,11 @@ class MapViews:
         if scans.scan_in_view() is not scan:
             scans.show_scan(scan)
         slicer.util.setSliceViewerLayers(foreground=node, foregroundOpacity=opacity)
-        legend = slicer.modules.colors.logic().GetColorLegendDisplayNode(node)
-        if legend is not None:
-            legend.Modified()  # a legend looks whether its volume is in view only when it changes itself
+        scans.renew_legend(node)
 
     def remove_all(self) -> None:
         """Take all maps out of the scene; the views show what they showed before."""
-        shown = [composite for composite in _composites() if self._shows_map(composite)]
+        shown = [composite for composite in _composites() if scans.map_in_front(composite) is not None]
         for node in all_maps():
             _remove(node)
         for composite in shown:
@@ -259,11 +254,6 @@ class MapViews:
             composite.SetForegroundVolumeID(name if slicer.mrmlScene.GetNodeByID(name) is not None else None)
             composite.SetForegroundOpacity(opacity)
         self.forget()
-
-    @staticmethod
-    def _shows_map(composite: slicer.vtkMRMLSliceCompositeNode) -> bool:
-        node = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
-        return node is not None and bool(node.GetAttribute(scans.MAP))
 
     def forget(self) -> None:
         """The scene closes."""
