@@ -15,7 +15,7 @@ from slicer.i18n import tr as _
 from peftseg.errors import BadInput
 from peftseg.grid import Grid
 from peftseg.laterality import paired_names
-from peftseg.model_choice import guess_modality
+from peftseg.model_choice import guess_modality, made_for
 from peftseg.models import ModelEntry, Structure
 
 from . import painted, scans, structures, support
@@ -169,11 +169,12 @@ def _sizes(spacing: Sequence[float]) -> str:
 
 def of_another_kind(scan: slicer.vtkMRMLScalarVolumeNode, model: ModelEntry) -> list[str]:
     """A scan that is, or looks, of another modality than the model's."""
-    expected = {"ct": "CT", "mr": "MR", "mri": "MR"}.get(model.modality.lower(), "")
+    kinds = made_for(model.modality)
     told = scans.modality(scan)
-    found = told or _guess(scan)
-    if not expected or found in ("", expected):
+    found = (told or _guess(scan)) if kinds else ""
+    if not found or found in kinds:
         return []
+    expected = _(" and ").join(sorted(kinds))
     if told:
         return [
             _("is {found}; {model} was made for {expected}").format(found=told, model=model.title, expected=expected)

@@ -26,7 +26,8 @@ _ = getattr(sys.modules.get("slicer.i18n"), "tr", str)
 REQUIREMENTS_FILE = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 TORCH = Requirement("torch>=2.8,<2.14")
 SHIPPED = tuple(  # Slicer brings these; a separate environment needs them too
-    Requirement(text) for text in ("numpy>=1.26,<3", "scipy>=1.11,<2", "SimpleITK>=2.3,<3", "pydicom>=3.0,<4")
+    Requirement(text)
+    for text in ("numpy>=1.26,<3", "scipy>=1.11,<2", "SimpleITK>=2.3,<3", "pydicom>=3.0,<4", "highdicom>=0.25,<0.29")
 )
 READY, MISSING, PARTLY, RESTART = "ready", "missing", "partly installed", "restart needed"
 WRONG_CUDA = "wrong CUDA for this GPU"

@@ -21,8 +21,8 @@ VIEW, CHART, SERIES, TABLE = KINDS = (
     "vtkMRMLPlotSeriesNode",
     "vtkMRMLTableNode",
 )
-MATCH, LOSS, RANK = "Match", "Loss", "Rank"
-FIXED = ("Pass", LOSS, RANK)  # columns before those of the structures
+CHARTS = MATCH, AGREEMENT, LOSS, RANK = "Match", "Agreement", "Loss", "Rank"
+FIXED = ("Pass", AGREEMENT, LOSS, RANK)  # columns before those of the structures
 MOST_LINES = 12  # structures that are drawn; more could not be told apart
 HEIGHT = 190
 LEGEND_LENGTH = 22
@@ -39,11 +39,13 @@ class Curves:
     structures : tuple of (name, colour)
         Colours are 0 to 255.
     rows : list of tuple
-        One a pass: pass, loss, mean rank, then the match of each structure; NaN where there is none.
+        One a pass: pass, agreement, loss, mean rank, then the match of each structure; NaN where there is none.
     total : int
         Planned passes.
     match : dict
         The newest match by structure.
+    agreement : float or None
+        The newest agreement of the model with itself, of an adaptation without labels.
     taken_back : int
         How many rows were dropped because a resumed run told them again.
     """
@@ -52,15 +54,16 @@ class Curves:
     rows: list[tuple[float, ...]] = field(default_factory=list)
     total: int = 0
     match: dict[str, float | None] = field(default_factory=dict)
+    agreement: float | None = None
     taken_back: int = 0
 
     def add(self, event: dict[str, Any]) -> bool:
         """Take a progress event; whether it belongs to the curves. A pass that is told again replaces what followed."""
         if event.get("stage") != "train" or event.get("loss") is None or event.get("left_out"):
             return False
-        self.match = event.get("match") or {}
+        self.match, self.agreement = event.get("match") or {}, event.get("agreement")
         values = [self.match.get(name) for name, _colour in self.structures[:MOST_LINES]]
-        row = (event["step"], event["loss"], event.get("mean_rank"), *values)
+        row = (event["step"], self.agreement, event["loss"], event.get("mean_rank"), *values)
         while self.rows and self.rows[-1][0] >= event["step"]:
             self.rows.pop()
             self.taken_back += 1
@@ -69,9 +72,10 @@ class Curves:
         return True
 
     @property
-    def has_ranks(self) -> bool:
-        """Whether the method has ranks."""
-        return any(row[2] == row[2] for row in self.rows)
+    def kinds(self) -> tuple[str, ...]:
+        """What there is to draw, of `CHARTS`."""
+        told = [kind for n, kind in enumerate(FIXED[1:], start=1) if any(row[n] == row[n] for row in self.rows)]
+        return tuple(kind for kind in CHARTS if kind in told or (kind == MATCH and self.structures))
 
 
 class CurvePlot:
@@ -91,7 +95,7 @@ class CurvePlot:
         self._shown: tuple[Curves, int] | None = None  # what the table holds, and its `taken_back`
 
     def show(self, curves: Curves, kind: str) -> None:
-        """Show one kind of curve (MATCH, LOSS or RANK); only rows that are new are written."""
+        """Show one kind of curve, of `CHARTS`; only rows that are new are written."""
         if not self._holds(curves):
             self._build(curves)
         self._append(curves)
@@ -128,8 +132,8 @@ class CurvePlot:
         if self._shown is None or self._shown[0] is not curves or self._shown[1] != curves.taken_back:
             return False
         lines = [f"Line{n}" for n in range(len(curves.structures[:MOST_LINES]))]
-        wanted = [(VIEW, "View"), (TABLE, "Table"), *((CHART, kind) for kind in (MATCH, LOSS, RANK))]
-        wanted += [(SERIES, name) for name in (*lines, LOSS, RANK)]
+        wanted = [(VIEW, "View"), (TABLE, "Table"), *((CHART, kind) for kind in CHARTS)]
+        wanted += [(SERIES, name) for name in (*lines, *FIXED[1:])]
         return all(self._find(*pair) is not None for pair in wanted)
 
     @staticmethod
@@ -164,6 +168,7 @@ class CurvePlot:
         ]
         titles = {
             MATCH: (_("Match to your own labels"), lines),
+            AGREEMENT: (_("Agreement with itself"), [self._series(AGREEMENT, AGREEMENT, _("Agreement"), GREY)]),
             LOSS: (_("Loss"), [self._series(LOSS, LOSS, _("Loss"), GREY)]),
             RANK: (_("Directions in use"), [self._series(RANK, RANK, _("Directions in use, mean"), GREY)]),
         }
@@ -222,8 +227,8 @@ class CurvePlot:
 
     def _scale(self, curves: Curves) -> None:
         """Axes that hold still: all planned passes, and from zero on."""
-        highest = {MATCH: 1.0}
-        for column, kind in ((1, LOSS), (2, RANK)):
+        highest = {MATCH: 1.0, AGREEMENT: 1.0}
+        for column, kind in ((FIXED.index(LOSS), LOSS), (FIXED.index(RANK), RANK)):
             values = [row[column] for row in curves.rows if row[column] == row[column]]
             highest[kind] = 1.05 * max(values, default=1.0)
         for kind, top in highest.items():

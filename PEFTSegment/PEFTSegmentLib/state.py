@@ -28,6 +28,12 @@ class ModuleState:
         Name of the adapter to make from unlabelled scans.
     siteLeftOut : str
         JSON list of the tokens of unlabelled scans that are not to be used.
+    sitePreset : str
+        Way to adapt to unlabelled scans, "" for the default.
+    siteOptions : str
+        JSON object of the options of that way.
+    sitePasses : int
+        Passes over the unlabelled scans; 0 for the way's own number.
     method : str
         Adaptation method, "" for the default.
     methodOptions : str
@@ -55,6 +61,9 @@ class ModuleState:
     adapterName: str = ""
     siteName: str = ""
     siteLeftOut: str = "[]"
+    sitePreset: str = ""
+    siteOptions: str = "{}"
+    sitePasses: int = 0
     method: str = ""
     methodOptions: str = "{}"
     minutes: float = 0.0

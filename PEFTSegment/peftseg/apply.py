@@ -99,6 +99,8 @@ def _run(job: ApplyJob, reporter: Reporter, scratch: Path | None) -> dict[str, A
     require_writable_dir(Path(job.out))
     reporter.progress("load", 0, 1)
     loaded = load(job)
+    for text in loaded.lacks:
+        reporter.warning(text)
     volumes: dict[str, dict[str, float]] = {}
     checks: dict[str, dict[str, list[str]]] = {}
     doubt: dict[str, dict[str, float]] = {}
@@ -188,8 +190,8 @@ def _segment_study(
     for note in volume.notes:
         reporter.warning(note)
     found = segment_study(loaded, job, volume, device, reporter, study.name)
-    files = study.series.files if study.series is not None else files_in(study.source)
-    write_result(study.target, found, volume, loaded, job, files)
+    source = study.series.planes if study.series is not None else files_in(study.source)
+    write_result(study.target, found, volume, loaded, job, source)
     told = study.series.series.modality if study.series is not None else ""
     for text in (*found.notes, *warnings_about(study.name, found.result, loaded, volume, told)):
         reporter.warning(text)

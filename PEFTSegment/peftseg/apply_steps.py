@@ -15,7 +15,7 @@ import torch
 from peftseg.config import ApplyJob
 from peftseg.device import choose_device, is_out_of_memory, release_memory
 from peftseg.dicom_source import FORMATS as OF_DICOM  # they refer to the files of the scan
-from peftseg.dicom_source import check_available
+from peftseg.dicom_source import SourceFile, check_available
 from peftseg.errors import BadInput, OutOfMemory
 from peftseg.events import Reporter
 from peftseg.flags import check_result
@@ -62,14 +62,23 @@ class Loaded:
         return (self.single or self.several).structures
 
     @property
-    def modality(self) -> str:
-        """Of the scans that the network is made for; "" for several adapters, or where nobody says."""
-        return self.single.modality if self.single is not None else ""
+    def modalities(self) -> dict[str, str]:
+        """Of the scans that the networks are made for: modality ("" where nobody says) -> names of the adapters, quoted."""
+        members = self.several.members if self.several is not None else (self.single,)
+        found: dict[str, list[str]] = {}
+        for member in members:
+            found.setdefault(member.modality, []).append(f"'{member.provenance.get('adapter', '')}'")
+        return {modality: ", ".join(names) for modality, names in found.items()}
 
     @property
     def provenance(self) -> dict[str, str]:
         """Flat facts that every result carries."""
         return (self.single or self.several).provenance
+
+    @property
+    def lacks(self) -> list[str]:
+        """What the checks of results cannot measure, in sentences for the whole job."""
+        return self.checker.lacks if self.checker is not None else []
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -174,7 +183,7 @@ def segment_study(
     judged = score(checker, volume, result, device, seen=seen, **settings)
     doubt = {name: float(entry.doubt) for name, entry in judged.structures.items()}
     distance = loaded.distance.of(volume, reporter, prepared) if loaded.distance is not None else None
-    return Found(result, judged.checks, doubt, float(judged.doubt), tuple(judged.left_out), distance)
+    return Found(result, judged.checks, doubt, float(judged.doubt), distance=distance)
 
 
 def _segment_by_several(
@@ -226,14 +235,14 @@ def write_result(
     volume: Volume,
     loaded: Loaded,
     job: ApplyJob,
-    source_files: Sequence[Path],
+    source_files: Sequence[SourceFile],
 ) -> None:
     """Write a result in the job's format, with its provenance; whole files or none.
 
     Parameters
     ----------
-    source_files : sequence of Path
-        The scan's own files, to which DICOM results refer.
+    source_files : sequence of Path or (Path, int)
+        The scan's own files or planes, to which DICOM results refer.
 
     Raises
     ------
@@ -279,12 +288,14 @@ def warnings_about(what: str, result: np.ndarray, loaded: Loaded, volume: Volume
         The modality by the scan's header, where there is one.
     """
     structures, found = loaded.structures, []
-    kind = other_kind(loaded.modality, volume.array, told)
-    if kind:
-        found.append(
-            f"{what}: the scan {'is' if told else 'looks like'} {kind}, but the model is made for {loaded.modality}: do not "
-            "trust the result."
-        )
+    for modality, adapters in loaded.modalities.items():
+        kind = other_kind(modality, volume.array, told)
+        if kind:
+            whose = "" if len(loaded.modalities) == 1 else f" of {adapters}"
+            found.append(
+                f"{what}: the scan {'is' if told else 'looks like'} {kind}, but the model{whose} is made for {modality}: do "
+                "not trust the result."
+            )
     if not result.any():
         names = ", ".join(s.name for s in structures)
         found.append(f"{what}: nothing was found of {names}.")

@@ -71,6 +71,8 @@ def run_batch(job: ApplyJob, reporter: Reporter) -> dict[str, Any]:
         plan = None if job.watch else planner.plan(Path(scratch), reporter)
         loaded = load(job)
         manifest.require(*loaded.identity)
+        for text in loaded.lacks:
+            reporter.warning(text)
         if (out / PART).is_dir():
             remove_tree(out / PART)  # of a batch that was killed
         left_out = plan.left_out if plan is not None else ()

@@ -27,6 +27,7 @@ from peftseg.volume import Volume, file_stem, file_suffix, is_dicom_input, read_
 
 if TYPE_CHECKING:
     from peftseg.dicom_inputs import SeriesSource
+    from peftseg.dicom_source import SourceFile
 
 WITHHELD = "[withheld]"
 KEY_LENGTH = 16
@@ -80,6 +81,10 @@ class BatchStudy:
     def files(self) -> tuple[Path, ...]:
         """The input's files; a long list, so it is not kept."""
         return tuple(Path(f) for f in self.series.files) if self.series else files_of(self.source)
+
+    def planes(self) -> tuple[SourceFile, ...]:
+        """What results in a DICOM format refer to: the input's files, or the slices in them."""
+        return self.series.planes if self.series else self.files()
 
     def read(self, replace_nonfinite: float | None) -> Volume:
         """The scan, under the name of its results."""

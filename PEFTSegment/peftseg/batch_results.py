@@ -117,7 +117,7 @@ def write_study(read: Read, found: Found, loaded: Loaded, job: ApplyJob, said: l
     folder = Path(job.out) / PART / f"{study.key}-{uuid.uuid4().hex[:8]}"
     try:
         folder.mkdir(parents=True)
-        write_result(folder / study.target(job.format), found, read.volume, loaded, job, study.files())
+        write_result(folder / study.target(job.format), found, read.volume, loaded, job, study.planes())
         outputs = [output_of(folder / name) for name in study.targets(job.format)]
         if job.report:
             picture = folder / PICTURES / f"{study.name}.png"

@@ -9,12 +9,18 @@ from typing import Any
 
 from peftseg import cli_options as options
 from peftseg import config, jobs
+from peftseg.cli_endings import show_for
 from peftseg.cli_jobs import run_here
 from peftseg.events import CANCEL, STOP_KEEP
 from peftseg.licences import usable
 from peftseg.manifest import FILE
 from peftseg.several_rules import RULES
 from peftseg.volume import is_dicom_input
+
+QUALITY_HELP = (
+    "checks of results: none (size, shape, pieces and borders), fast (also how sure the network is, and the study segmented "
+    "once more, slightly changed), full (twice more; with an adapter of `adapt --snapshots` four times) (default: %(default)s)"
+)
 
 
 def add_subcommands(subparsers: Any) -> None:
@@ -38,7 +44,7 @@ def add_subcommands(subparsers: Any) -> None:
     add(
         "--merge", default=config.ApplyJob.merge, help=f"of several adapters: {', '.join(RULES)} (default: %(default)s)"
     )
-    add("--quality", default="none", help=f"checks of results: {', '.join(config.QUALITIES)} (default: %(default)s)")
+    add("--quality", default="none", help=QUALITY_HELP)
     add("--series-rules", metavar="FILE", help="choose among DICOM series by these rules, or by 'default'")
     _add_batch(parser)
     options.add_run_options(parser)
@@ -97,7 +103,8 @@ def run_apply(arguments: Namespace) -> int:
         cluster=arguments.cluster,
         report=not arguments.no_report,
     )
-    return run_here(jobs.create_job(job), arguments.json, on_interrupt=STOP_KEEP if job.watch else CANCEL)
+    interrupt = STOP_KEEP if job.watch else CANCEL
+    return run_here(jobs.create_job(job), arguments.json, show=show_for(job), on_interrupt=interrupt)
 
 
 def is_batch(arguments: Namespace) -> bool:

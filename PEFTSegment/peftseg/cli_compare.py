@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftseg import cli_options as options
+from peftseg.cli_endings import counted
 from peftseg.cli_progress import JsonLines, ProgressBar
 from peftseg.compare_tasks import Task
 from peftseg.errors import BadInput, unknown_name
@@ -98,8 +99,10 @@ def compare(arguments: Namespace) -> int:
     if arguments.json:
         echo({"event": "finished", **plain(result)})
     else:
-        print(f"Report: {result['report']}")
-        print(f"Scores: {result['runs']}")
+        runs = counted(result["done"], "run")
+        missing = f" {result['missing']} are missing: run the same command again." if result["missing"] else ""
+        print(f"{runs} are done.{missing} Every score is in {result['runs']}.")
+        print(f"Open the report in a browser: {result['report']}")
     return 1 if result["failed"] else 0
 
 

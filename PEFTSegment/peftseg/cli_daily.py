@@ -101,8 +101,8 @@ def import_(arguments: Namespace) -> int:
     if arguments.json:
         print_json({"imported": found.path, "ref": found.ref, "licence": found.licence, "notes": found.notes})
         return 0
-    print_done("imported", found.path, False)
-    print(f"Licence of its model: {found.licence}")
+    print(f"Took the adapter into the library as {found.ref}: {found.path}")
+    print(f"The licence of its model: {found.licence}")
     for note in found.notes:
         print(f"Note: {note}")
     return 0
@@ -116,7 +116,8 @@ def publish(arguments: Namespace) -> int:
     if arguments.json:
         print_json({"published": found.path, "ref": found.ref, "hash": found.hash, "was_there": found.was_there})
     else:
-        print(f"{'It is there already' if found.was_there else 'Published'}: {found.path}")
+        done = "is there already" if found.was_there else "was published"
+        print(f"The adapter {found.ref} {done}: {found.path}")
     return 0
 
 
@@ -157,7 +158,8 @@ def references_remove(arguments: Namespace) -> int:
     """`peftseg adapters references remove ID|NAME`."""
     from peftseg.reference_scans import remove_reference
 
-    return print_done("removed", remove_reference(arguments.reference).name, arguments.json)
+    name = remove_reference(arguments.reference).name
+    return print_done(f"The reference scan {name} is no longer pinned.", arguments.json, removed=name)
 
 
 def references_run(arguments: Namespace) -> int:
@@ -207,5 +209,5 @@ def drift(arguments: Namespace) -> int:
     for note in notes:
         print(f"Note: {note}")
     if out is not None:
-        print(f"Written: {out}")
+        print(f"Wrote {'the table' if out.suffix == '.csv' else 'the chart'} to {out}.")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftseg import cli_options as options
+from peftseg.cli_endings import counted, listed
 from peftseg.cli_progress import print_json
 from peftseg.dicom_source import FORMATS, check_available, series_files
 from peftseg.errors import BadInput, unknown_name
@@ -18,6 +19,11 @@ def add_export(subparsers: Any) -> None:
     add = parser.add_argument
     add("--input", required=True, metavar="FILE", help="the result: .nii.gz with its .json, or .seg.nrrd")
     add("--source", required=True, metavar="DIR|FILE", help="the DICOM series that was segmented")
+    add(
+        "--part",
+        metavar="TEXT",
+        help="which volume of a series with several, e.g. 'echo time 4.92 ms': see `dicom list`",
+    )
     add("--out", required=True, metavar="FILE", help="new file, e.g. case.dcm")
     add("--format", default=FORMATS[0], help=f"{' or '.join(FORMATS)} (default: %(default)s)")
     add(
@@ -44,7 +50,7 @@ def run_export(arguments: Namespace) -> int:
     if out.exists():
         raise BadInput(f"{out} exists; results are not overwritten.", "Choose another name, or remove the file.")
     result, source = options.existing(arguments.input, "result"), options.existing(arguments.source, "series")
-    files = series_files(source)
+    files = _planes_of(source, arguments.part) if arguments.part else series_files(source)
     structures, provenance = read_facts(result)
     if arguments.structures:
         structures = options.parse_structures(arguments.structures)
@@ -68,5 +74,20 @@ def run_export(arguments: Namespace) -> int:
     if arguments.json:
         print_json({"output": written, "format": arguments.format, "structures": [s.name for s in structures]})
     else:
-        print(f"Written: {written} ({len(structures)} structures; research use only, draft until reviewed)")
+        names = listed(structure.name for structure in structures)
+        print(f"Wrote {counted(len(structures), 'structure')} ({names}) to {written} as {arguments.format}.")
+        print("For research use only: it is a draft until a person has reviewed it.")
     return 0
+
+
+def _planes_of(source: Path, part: str) -> tuple[tuple[Path, int], ...]:
+    """The planes of one volume of a series."""
+    from peftseg.dicom_sort import find_series
+
+    found = [series for series in find_series([source]) if series.part]
+    for series in found:
+        if series.part == part:
+            return series.planes
+    if not found:
+        raise BadInput(f"{source} holds no series with several volumes.", "Leave --part out.")
+    raise unknown_name("part", part, [series.part for series in found])

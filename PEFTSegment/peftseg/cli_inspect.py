@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from peftseg import cli_options as options
@@ -225,6 +226,11 @@ def _show_grad_cam(ending: Mapping[str, Any]) -> None:
     if ending["why"]:
         print(f"The map is empty: {ending['why']}.")
     print(ending["reading"])
+    print(_where(ending))
+
+
+def _where(ending: Mapping[str, Any]) -> str:
+    return f"Everything that was written is in {Path(ending['report']).parent}."
 
 
 def _show_proto_seg(ending: Mapping[str, Any]) -> None:
@@ -247,6 +253,7 @@ def _show_proto_seg(ending: Mapping[str, Any]) -> None:
     for sentence in ending["not_defined"]:
         print(sentence)
     print(ending["reading"])
+    print(_where(ending))
 
 
 def _show_support(ending: Mapping[str, Any]) -> None:
@@ -270,3 +277,4 @@ def _show_support(ending: Mapping[str, Any]) -> None:
     print(table(rows))
     if any(row["after"] for row in ending["layers"]):
         print(f"Layers whose ability drops most by the adaptation: {', '.join(ending['drops']) or 'none'}.")
+    print(_where(ending))

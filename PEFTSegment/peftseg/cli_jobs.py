@@ -14,6 +14,7 @@ from typing import Any
 
 from peftseg import cli_options as options
 from peftseg import config, jobs, worker
+from peftseg.cli_endings import show_for
 from peftseg.cli_progress import JsonLines, ProgressBar, print_facts
 from peftseg.events import CANCEL, Event
 from peftseg.job_folder import ending_of, prepare_resume
@@ -42,7 +43,11 @@ def _add_adapt(parser: options.Parser) -> None:
         metavar="FILE|NAME",
         help="go on from this adapter, with its scans and new ones, in half the time",
     )
-    parser.add_argument("--no-snapshots", action="store_true", help="keep no earlier states in the file: half as large")
+    parser.add_argument(
+        "--snapshots",
+        action="store_true",
+        help="also keep two earlier states in the file (twice as large), for `apply --quality full`",
+    )
     _add_training(parser)
     parser.set_defaults(run=run_adapt)
 
@@ -131,17 +136,17 @@ def run_adapt(arguments: Namespace) -> int:
     job = config.AdaptJob(
         out=arguments.out,
         name=arguments.name,
-        snapshots=not arguments.no_snapshots,
+        snapshots=arguments.snapshots,
         start_from=arguments.start_from,
         **_training_fields(arguments),
     )
-    return run_here(jobs.create_job(job), arguments.json)
+    return run_here(jobs.create_job(job), arguments.json, show=show_for(job))
 
 
 def run_check(arguments: Namespace) -> int:
     """`peftseg check`."""
     job = config.CheckJob(match=not arguments.no_match, **_training_fields(arguments))
-    return run_here(jobs.create_job(job), arguments.json)
+    return run_here(jobs.create_job(job), arguments.json, show=show_for(job))
 
 
 def _training_fields(arguments: Namespace) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def run_rank(arguments: Namespace) -> int:
         replace_nonfinite=arguments.replace_nonfinite,
         precision=arguments.precision,
     )
-    return run_here(jobs.create_job(job), arguments.json)
+    return run_here(jobs.create_job(job), arguments.json, show=show_for(job))
 
 
 def run_pretrain(arguments: Namespace) -> int:
@@ -215,7 +220,7 @@ def run_pretrain(arguments: Namespace) -> int:
         precision=arguments.precision,
         budget_minutes=arguments.budget,
     )
-    return run_here(jobs.create_job(job), arguments.json)
+    return run_here(jobs.create_job(job), arguments.json, show=show_for(job))
 
 
 def run_here(
@@ -302,7 +307,8 @@ def resume(arguments: Namespace) -> int:
     """`peftseg jobs resume ID`."""
     jobdir = jobs.find_job(arguments.id)
     prepare_resume(jobdir)
-    return run_here(jobdir, arguments.json)
+    job = config.from_json((jobdir / "job.json").read_text(encoding="utf-8"))
+    return run_here(jobdir, arguments.json, show=show_for(job))
 
 
 def clean(arguments: Namespace) -> int:

@@ -157,7 +157,7 @@ def run_download(arguments: Namespace) -> int:
     """`peftseg models download ID`."""
     entry = _find(arguments.model)
     if entry.weights_path is not None:
-        return _print_finished("Already here", entry, arguments.json)
+        return _print_finished("is here already", entry, arguments.json)
     if entry.source is None:
         raise BadInput(
             f"Model '{entry.id}' has no public weights to download.", "Restore its folder, or train it again."
@@ -171,7 +171,7 @@ def run_download(arguments: Namespace) -> int:
         )
         imported = import_checkpoint(entry, file, reporter=reporter, clip_driven=HEADS[arguments.head])
     remove_tree(folder)
-    return _print_finished("Imported", imported, arguments.json)
+    return _print_finished("was imported", imported, arguments.json)
 
 
 def run_import(arguments: Namespace) -> int:
@@ -180,7 +180,7 @@ def run_import(arguments: Namespace) -> int:
         is_nnunet = (Path(arguments.model) / "plans.json").is_file()
         with shown_reporter(arguments.json):
             imported = _import_nnunet(arguments) if is_nnunet else _import_folder(arguments.model)
-        return _print_finished("Imported", imported, arguments.json)
+        return _print_finished("was imported", imported, arguments.json)
     given = [name for name in ("id", "fold", "orientation") if getattr(arguments, name) is not None]
     if given:
         raise BadInput(f"--{given[0]} is for nnU-Net model folders only.", "Leave it out.")
@@ -197,7 +197,7 @@ def run_import(arguments: Namespace) -> int:
         imported = import_checkpoint(entry, file, reporter=reporter, clip_driven=HEADS[arguments.head])
     if folder.is_dir():  # what a download had begun is not needed any more
         remove_tree(folder)
-    return _print_finished("Imported", imported, arguments.json)
+    return _print_finished("was imported", imported, arguments.json)
 
 
 def _import_folder(name: str) -> ModelEntry:
@@ -324,7 +324,7 @@ def run_remove(arguments: Namespace) -> int:
     if arguments.json:
         _print_event(removed=[str(folder) for folder in found], freed_mb=round(freed / MB, 1))
     else:
-        print(f"Removed: {', '.join(map(str, found))}\nFreed: {freed / MB:.1f} MB")
+        print(f"Removed {', '.join(map(str, found))}; that freed {freed / MB:.1f} MB.")
     return 0
 
 
@@ -343,7 +343,7 @@ def run_accept(arguments: Namespace) -> int:
         facts = ("id", "licence", "licence_notice", "patents", "citation")
         _print_event(**{name: getattr(entry, name) for name in facts}, acknowledgement=standing)
     else:
-        print("Accepted." if standing == "accepted" else "It needs no acceptance.")
+        print("The licence is accepted." if standing == "accepted" else "It needs no acceptance.")
     return 0
 
 
@@ -432,7 +432,7 @@ def _print_finished(done: str, entry: ModelEntry, as_json: bool) -> int:
     if as_json:
         _print_event(id=entry.id, directory=str(entry.directory))
     else:
-        print(f"{done}: {entry.id}, in {entry.directory}")
+        print(f"The model {entry.id} {done}: {entry.directory}")
     return 0
 
 

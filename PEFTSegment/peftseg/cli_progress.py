@@ -130,10 +130,10 @@ def print_json(value: Any) -> None:
     print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def print_done(done: str, result: Any, as_json: bool) -> int:
-    """Print what was done, e.g. "imported", and its result; returns exit code 0."""
+def print_done(sentence: str, as_json: bool, **result: Any) -> int:
+    """Print what was done, as a sentence or as JSON, e.g. `exported=path`; returns exit code 0."""
     if as_json:
-        print_json({done: result})
+        print_json(result)
     else:
-        print(f"{done.capitalize()}: {cell(result)}" if result is not None else f"{done.capitalize()}.")
+        print(sentence)
     return 0

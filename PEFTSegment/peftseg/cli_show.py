@@ -10,6 +10,7 @@ from typing import Any
 
 from peftseg import cli_daily, jobs
 from peftseg import cli_options as options
+from peftseg.cli_endings import evaluated, size_of
 from peftseg.cli_jobs import run_here
 from peftseg.cli_progress import JsonLines, ProgressBar, print_done, print_json, table
 from peftseg.config import SuggestJob
@@ -123,21 +124,24 @@ def adapters_export(arguments: Namespace) -> int:
     """`peftseg adapters export NAME FILE`."""
     from peftseg.library import export_adapter
 
-    return print_done("exported", export_adapter(arguments.adapter, Path(arguments.file)), arguments.json)
+    path = export_adapter(arguments.adapter, Path(arguments.file))
+    return print_done(f"Wrote the adapter to {path} ({size_of(path)}).", arguments.json, exported=path)
 
 
 def adapters_remove(arguments: Namespace) -> int:
     """`peftseg adapters remove NAME`."""
     from peftseg.library import remove_adapter
 
-    return print_done("removed", remove_adapter(arguments.adapter), arguments.json)
+    path = remove_adapter(arguments.adapter)
+    return print_done(f"Removed the adapter from the library: {path}", arguments.json, removed=path)
 
 
 def adapters_rename(arguments: Namespace) -> int:
     """`peftseg adapters rename NAME NEWNAME`."""
     from peftseg.library import rename_adapter
 
-    return print_done("renamed", rename_adapter(arguments.adapter, arguments.new_name), arguments.json)
+    path = rename_adapter(arguments.adapter, arguments.new_name)
+    return print_done(f"The adapter is now called {path.stem}: {path}", arguments.json, renamed=path)
 
 
 def adapters_suggest(arguments: Namespace) -> int:
@@ -191,6 +195,9 @@ def evaluate(arguments: Namespace) -> int:
         print_json(rows)
     else:
         print(table(rows))
+        print("\n".join(evaluated(rows)))
+        if arguments.csv:
+            print(f"The table is in {arguments.csv}.")
     return 0
 
 
@@ -204,8 +211,8 @@ def demo(arguments: Namespace) -> int:
     if arguments.json:
         echo({"event": "finished", **plain(result)})
     else:
-        print(f"Report: {result['report']}")
-        print(f"Adapter: {result['adapter']}")
+        print(f"Wrote the adapter of the demonstration to {result['adapter']}.")
+        print(f"Open the report in a browser: {result['report']}")
     return 0
 
 

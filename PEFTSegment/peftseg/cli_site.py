@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peftseg import cli_options as options
 from peftseg import config, jobs
+from peftseg.cli_endings import show_for
 from peftseg.cli_jobs import run_here
-from peftseg.cli_progress import print_facts
 from peftseg.licences import usable
 from peftseg.site_options import DEFAULT_PRESET, PRESETS, SITE_OPTIONS, check_site_options
 
 REFUSED = 5  # exit code: the adaptation is done, and the gate refused it, so that no adapter was written
-STATUS_WORDS = {
-    "accepted": "accepted",
-    "warning": "accepted with a warning",
-    "refused": "refused: keep the base model",
-}
 
 
 def add_subcommands(subparsers: Any) -> None:
@@ -67,7 +61,7 @@ def run_site_adapt(arguments: Namespace) -> int:
         precision=arguments.precision,
         keep_refused=arguments.keep_refused,
     )
-    code = run_here(jobs.create_job(job), arguments.json, show=_print_result)
+    code = run_here(jobs.create_job(job), arguments.json, show=show_for(job))
     return code if code or Path(arguments.out).is_file() else REFUSED
 
 
@@ -75,14 +69,3 @@ def _images(path: Path) -> Path:
     """Of a folder with images/ and labels/ the images: labels are no scans."""
     images = path / "images"
     return images if images.is_dir() else path
-
-
-def _print_result(ending: Mapping[str, Any]) -> None:
-    """The verdict in words first, then the facts."""
-    verdict = ending["verdict"]
-    print(f"The adaptation is {STATUS_WORDS[verdict['status']]}.")
-    for reason in verdict["reasons"]:
-        print(f"  {reason}")
-    print_facts({key: value for key, value in ending.items() if key not in ("event", "time", "verdict")})
-    if ending["adapter"] is None:
-        print("No adapter was written. To look at it all the same, run it again with --keep-refused.")

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from peftseg.dicom_copies import COPIES, copies
 from peftseg.dicom_frames import no_position, read_frames, scaled_frames
 from peftseg.dicom_regular import regularise as to_regular
-from peftseg.dicom_stack import Slice, make_stack
+from peftseg.dicom_stack import Slice, make_stack, place_of
 from peftseg.errors import BadInput
 from peftseg.grid import Grid
 
@@ -71,12 +72,12 @@ def files_in(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
 
 
-def read_series(path: Path | str, regularise: bool = False) -> tuple[np.ndarray, Grid]:
+def read_series(path: Path | str, regularise: bool = False) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     """Read the one series of a folder, or one multi-frame file.
 
     Slices are sorted along their normal. A slice may lie up to 5 % of the slice step or 0.1 mm off its even place, and
     the whole stack may shift sideways by 0.2 pixels; more is refused, or resampled on request. Slices that lack at either
-    end cannot be noticed. Rescale slope and intercept are applied slice by slice.
+    end cannot be noticed. Rescale slope and intercept are applied slice by slice. Of files that are there twice one is taken.
 
     Parameters
     ----------
@@ -91,6 +92,8 @@ def read_series(path: Path | str, regularise: bool = False) -> tuple[np.ndarray,
         (I, J, K) float32; i runs along rows, j down columns, k along the slice normal.
     grid : Grid
         Position of the series.
+    notes : tuple of str
+        What was done to the slices, and how many files were left out as copies. No names.
 
     Raises
     ------
@@ -100,9 +103,12 @@ def read_series(path: Path | str, regularise: bool = False) -> tuple[np.ndarray,
     """
     path = Path(path)
     files = files_in(path)
-    shown = {file: file.name for file in files}
-    array, grid, _ = _read(_slices(files, shown, path.name), shown, path.name, regularise)
-    return array, grid
+    shown = {path: path.name}
+    if path not in files:  # numbered, because batches withhold names
+        shown = {file: f"{file.name} (file {n} of {len(files)})" for n, file in enumerate(files, start=1)}
+    slices, left_out = _without_copies(_slices(files, shown, path.name))
+    array, grid, notes = _read(slices, shown, path.name, regularise)
+    return array, grid, (*([f"{COPIES.format(left_out)}."] if left_out else []), *notes)
 
 
 def read_planes(
@@ -141,6 +147,16 @@ def _read(
     if stack.problems and not regularise:
         raise BadInput(f"{name}: {'; '.join(stack.problems)}. Expected evenly spaced parallel slices.", REGULARISE)
     return to_regular(_voxels(stack.slices, shown), stack, name)
+
+
+def _without_copies(slices: list[_ImagePlane]) -> tuple[list[_ImagePlane], int]:
+    """Without the planes of files that show the very image of another; and the number of these files."""
+    places: dict[Path, list[tuple]] = {}
+    for item in slices:
+        own = (item.series, item.size, item.spacing, item.scales, place_of(item.position, item.orientation))
+        places.setdefault(item.file, []).append(own)
+    found = copies({file: tuple(own) for file, own in places.items()})
+    return [item for item in slices if item.file not in found], len(found)
 
 
 def _voxels(slices: Sequence[_ImagePlane], shown: dict[Path, str]) -> np.ndarray:

@@ -6,9 +6,10 @@ Patients' names and numbers are read for one purpose: to take them out of the se
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from peftseg.dicom import ENHANCED_CLASSES, NO_IMAGE_MODALITIES
 from peftseg.dicom_frames import damage_errors, frames_of, need_pydicom, quiet_pydicom, text_of
@@ -47,6 +48,9 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_PIXELS = re.compile(
     r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(481\.[3-9]|88\.|11\.|66|67|104\.|9\.|68\.|77\.1\.5\.3))"
 )
+# Pixel data of an open length, which compressed files have: their pieces follow (PS3.5 A.4).
+_FRAGMENTS = re.compile(rb"\xe0\x7f\x10\x00O[BW]\0\0\xff{4}")
+_FRAGMENT = b"\xfe\xff\x00\xe0"
 # Uncompressed kinds of files, and the bytes between header and pixels in them.
 _PLAIN_SYNTAXES = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12, "1.2.840.10008.1.2.2": 12}
 
@@ -99,7 +103,8 @@ def read_header(file: Path) -> FileHeader | None:
             data = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             if "SOPClassUID" not in data and "Modality" not in data:
                 return _media_directory(data, file)
-            return _header(data, file, file.stat().st_size - stream.tell())
+            size = file.stat().st_size
+            return _header(data, file, size - stream.tell(), _fragments_cut_off(stream, size))
     except damage_errors():
         return None
 
@@ -113,10 +118,28 @@ def _media_directory(data: Any, file: Path) -> FileHeader | None:
     )
 
 
-def _header(data: Any, file: Path, left: int) -> FileHeader:
-    """`left`: bytes of the file behind the header."""
+def _fragments_cut_off(stream: BinaryIO, size: int) -> bool:
+    """Whether the pieces of compressed pixels reach beyond the file's end.
+
+    The stream stands where the header ends. Each piece says its length, so this reads 8 bytes a piece (mostly one a frame).
+    """
+    start = stream.tell()
+    if not _FRAGMENTS.fullmatch(stream.read(12)):
+        return False
+    at = start + 12
+    while at + 8 <= size:
+        stream.seek(at)
+        kind, length = struct.unpack("<4sL", stream.read(8))
+        if kind != _FRAGMENT:
+            return False  # the end of the pixels, or something that is not known here
+        at += 8 + length
+    return True
+
+
+def _header(data: Any, file: Path, left: int, cut_off: bool) -> FileHeader:
+    """`left`: bytes of the file behind the header; `cut_off`: its compressed pixels are not whole."""
     sop_class, modality = text_of(data.get("SOPClassUID")), str(data.get("Modality") or "")
-    unusable = _why_unusable(data, left, sop_class, modality)
+    unusable = _why_unusable(data, left, sop_class, modality) or (CUT_OFF if cut_off else "")
     planes: tuple[PlaneHeader, ...] = ()
     if not unusable:
         planes, unusable = _planes(data, file, sop_class)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftseg.dicom import read_planes
+from peftseg.dicom import Plane, read_planes
 from peftseg.dicom_rules import LeftOut, Rules, choose, none_chosen
 from peftseg.dicom_sort import Series, all_files, find_series
 from peftseg.events import Reporter
@@ -35,6 +35,11 @@ class SeriesSource:
     def files(self) -> tuple[Path, ...]:
         """The DICOM files."""
         return self.series.files
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """File and frame of each slice."""
+        return self.series.planes
 
     def read(self, replace_nonfinite: float | None = None) -> Volume:
         """The volume; its notes say what was resampled and what may lack.

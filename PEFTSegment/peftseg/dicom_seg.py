@@ -18,7 +18,7 @@ from peftseg.dicom_codes import Code, structure_codes
 from peftseg.dicom_frames import quiet_pydicom
 from peftseg.dicom_layers import numbered_layers, planes_of
 from peftseg.dicom_seg_read import normal_of, position, read_dicom_seg
-from peftseg.dicom_source import FORMATS, RESEARCH, Source, long_string, read_source, require
+from peftseg.dicom_source import FORMATS, RESEARCH, Source, SourceFile, long_string, read_source, require
 from peftseg.errors import BadInput, unknown_name
 from peftseg.grid import Grid
 from peftseg.models import Structure
@@ -38,7 +38,7 @@ def write_dicom_seg(
     path: Path | str,
     result: np.ndarray | Labels,
     volume_grid: Grid,
-    source_files: Sequence[Path | str],
+    source_files: Sequence[SourceFile],
     structures: Sequence[Structure],
     provenance: dict[str, str],
     edited: bool = False,
@@ -54,8 +54,9 @@ def write_dicom_seg(
         (I, J, K) label map, (C, I, J, K) bool masks in the structures' order (may overlap), or what `read_labels` gave.
     volume_grid : Grid
         Where its voxels lie: the series' grid, its axes permuted or flipped at most.
-    source_files : sequence of Path
-        Files of the series that was segmented (single slices, or one enhanced multi-frame file).
+    source_files : sequence of Path, str or (Path, int)
+        Files of the series that was segmented (single slices, or one enhanced multi-frame file), or its planes: file and
+        frame (from 0), where a file holds several volumes.
     structures : sequence of Structure
         What is in the result; those without voxels are described, and have no frames.
     provenance : dict
@@ -115,7 +116,7 @@ def write_result(
     path: Path | str,
     result: np.ndarray | Labels,
     volume_grid: Grid,
-    source_files: Sequence[Path | str],
+    source_files: Sequence[SourceFile],
     structures: Sequence[Structure],
     provenance: dict[str, str],
     file_format: str,
@@ -220,18 +221,17 @@ def _segmentation(
 
     planes = np.ascontiguousarray(layer.transpose(2, 1, 0))  # planes of rows and columns; each is looked at often
     images, positions = list(source.headers), None
+    in_file = np.argsort(source.frames)
     if source.frames:
-        in_file = np.empty(len(source.frames), dtype=int)
-        in_file[list(source.frames)] = np.arange(len(source.frames))
         planes = planes[in_file]  # highdicom wants the file's order
     further = None
     if not layer.any():  # highdicom would write every plane of every segment
         planes, further = planes[:1], None if source.frames else images[1:]
         images = images[:1]
         if source.frames:
-            first = source.positions[source.frames.index(0)]
+            first = source.positions[in_file[0]]
             positions = [PlanePositionSequence("PATIENT", [float(v) for v in first])]
-    return hd.seg.Segmentation(
+    segmentation = hd.seg.Segmentation(
         source_images=images,
         pixel_array=planes,
         segmentation_type="BINARY",
@@ -244,6 +244,17 @@ def _segmentation(
         further_source_images=further or None,
         **settings,
     )
+    if source.frames:
+        _refer_to_frames(segmentation, np.sort(source.frames))
+    return segmentation
+
+
+def _refer_to_frames(segmentation: Any, frames: np.ndarray) -> None:
+    """The file's own frame numbers in place of those among the frames that the header keeps; `frames` in the file's order."""
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.get("DerivationImageSequence", []):
+            for image in derivation.SourceImageSequence:
+                image.ReferencedFrameNumber = int(frames[image.ReferencedFrameNumber - 1]) + 1
 
 
 def put_together(parts: list[Any]) -> Any:

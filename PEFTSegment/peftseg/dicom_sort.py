@@ -19,9 +19,10 @@ import numpy as np
 
 from peftseg.archives import is_archive, unpack
 from peftseg.dicom import Plane, is_dicom
+from peftseg.dicom_copies import COPIES, copies
 from peftseg.dicom_headers import CUT_OFF, FileHeader, PlaneHeader, read_header
 from peftseg.dicom_split import Part, split
-from peftseg.dicom_stack import make_stack, usual_step
+from peftseg.dicom_stack import make_stack, place_of, usual_step
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 
@@ -203,7 +204,7 @@ def all_files(paths: Iterable[Path | str]) -> Iterator[Path]:
 
 def _series(headers: list[FileHeader]) -> list[Series]:
     """The volumes of files that share study, series and modality, and one unusable entry for each reason."""
-    headers, copies = _without_copies(headers)
+    headers, left_out = _without_copies(headers)
     usable = [header for header in headers if not header.unusable]
     reasons = Counter(header.unusable for header in headers if header.unusable)
     cut = sum(number for reason, number in reasons.items() if reason.startswith(CUT_OFF))
@@ -215,7 +216,7 @@ def _series(headers: list[FileHeader]) -> list[Series]:
             found.append(replace(_facts(first, reason), planes=files, notes=(f"{number} files",)))
     if usable:
         base = _facts(usable[0], f"{cut} of its {len(headers)} files are {CUT_OFF}" if cut else "")
-        notes = (f"{copies} files are there twice and were taken once",) if copies else ()
+        notes = (COPIES.format(left_out),) if left_out else ()
         base = replace(base, contrast=any(header.contrast for header in usable), notes=notes)
         by_plane = {plane: header for header in usable for plane in header.planes}
         parts = split(list(by_plane))
@@ -244,16 +245,17 @@ def _facts(header: FileHeader, unusable: str) -> Series:
 def _without_copies(headers: list[FileHeader]) -> tuple[list[FileHeader], int]:
     """Each image once (a folder and an archive of it may both be there); the number of files left out.
 
-    An image goes by its UID and its place, because some anonymisers give all images of a series the same UID.
+    Files without planes go by their UID.
     """
 
-    def identity(header: FileHeader) -> tuple:
-        return header.instance, tuple(plane.position for plane in header.planes)
+    def what(header: FileHeader) -> tuple:
+        planes = ((p.size, p.spacing, place_of(p.position, p.orientation), p.facts) for p in header.planes)
+        return tuple(planes)
 
-    once: dict[tuple, FileHeader] = {}
-    for header in headers:
-        once.setdefault(identity(header), header)
-    return list(once.values()), len(headers) - len(once)
+    found = copies({header.file: what(header) for header in headers if header.planes})
+    once = {header.file if header.planes else header.instance: header for header in reversed(headers)}
+    kept = [h for h in headers if h.file not in found and once[h.file if h.planes else h.instance] is h]
+    return kept, len(headers) - len(kept)
 
 
 def _is_localiser(header: FileHeader, parts: Sequence[Part]) -> bool:

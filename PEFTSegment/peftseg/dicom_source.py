@@ -6,6 +6,7 @@ Headers are read by pydicom, voxels are not read at all.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from peftseg.dicom import files_in
+from peftseg.dicom_copies import copies
 from peftseg.dicom_frames import damage_errors, frames_of, quiet_pydicom
-from peftseg.dicom_stack import ORIENTATION_TOLERANCE, affine_of
+from peftseg.dicom_stack import ORIENTATION_TOLERANCE, affine_of, place_of
 from peftseg.errors import BadInput
 from peftseg.grid import Grid
 
@@ -38,6 +40,7 @@ PATIENT_AND_STUDY = (
 _SHARED = ("PlaneOrientationSequence", "PixelMeasuresSequence")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 RESEARCH = "research use only, draft until reviewed"
+SourceFile = Path | str | tuple[Path, int]  # a file; or one frame in it, where it holds more than was segmented
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +50,10 @@ class Source:
     Attributes
     ----------
     headers : tuple of pydicom.Dataset
-        One of each plane, along the stack; or the one of an enhanced multi-frame file. Without voxels.
+        One of each plane, along the stack; or the one of an enhanced multi-frame file, with its frames that are planes
+        here. Without voxels.
     frames : tuple of int
-        Of a multi-frame file: frame (from 0) of each plane along the stack. Empty for single-frame files.
+        Of a multi-frame file: frame (from 0, in the file) of each plane along the stack. Empty for single-frame files.
     positions : np.ndarray
         (K, 3) LPS mm: centre of the first pixel of each plane along the stack.
     grid : Grid
@@ -72,8 +76,9 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """One plane of a series: its header, its frame (None: the file holds one), position and orientation (LPS)."""
+    """One plane of a series: its file and header, its frame (None: the file holds one), position and orientation (LPS)."""
 
+    file: Path
     header: Any
     frame: int | None
     position: tuple[float, ...]
@@ -107,8 +112,13 @@ def series_files(path: Path | str) -> list[Path]:
     return files
 
 
-def read_source(files: Sequence[Path | str], what: str = "DICOM output") -> Source:
+def read_source(files: Sequence[SourceFile], what: str = "DICOM output") -> Source:
     """Headers and grid of the one series in these files; files that hold no image plane are left out.
+
+    Parameters
+    ----------
+    files : sequence of Path, str or (Path, int)
+        Files, or frames (from 0) of files: `dicom_sort.Series.planes`, where a file holds several volumes.
 
     Raises
     ------
@@ -118,7 +128,32 @@ def read_source(files: Sequence[Path | str], what: str = "DICOM output") -> Sour
     """
     require("pydicom", what)
     with quiet_pydicom():
-        return _source([plane for file in files for plane in _planes(Path(file))])
+        planes = [plane for file, frames in _frames_asked_for(files).items() for plane in _planes(file, frames)]
+        return _source(_without_copies(planes))
+
+
+def _without_copies(planes: list[Plane]) -> list[Plane]:
+    """Without files that show the very image of another, as `dicom.read_series` leaves them out."""
+    places: dict[Path, list[tuple]] = {}
+    for plane in planes:
+        uid, place = str(plane.header.get("SeriesInstanceUID", "")), place_of(plane.position, plane.orientation)
+        places.setdefault(plane.file, []).append((uid, plane.spacing, place))
+    found = copies({file: tuple(own) for file, own in places.items()})
+    return [plane for plane in planes if plane.file not in found]
+
+
+def _frames_asked_for(files: Sequence[SourceFile]) -> dict[Path, set[int] | None]:
+    """File -> the frames of it, None for all."""
+    asked: dict[Path, set[int] | None] = {}
+    for entry in files:
+        if isinstance(entry, tuple):
+            file, frame = entry
+            known = asked.setdefault(Path(file), set())
+            if known is not None:
+                known.add(frame)
+        else:
+            asked[Path(entry)] = None
+    return asked
 
 
 def _source(planes: list[Plane]) -> Source:
@@ -145,22 +180,22 @@ def long_string(text: str) -> str:
     return " ".join(str(text).replace("\\", "/").split())[:LONGEST].strip()
 
 
-def _planes(file: Path) -> list[Plane]:
-    """The planes that lie in the patient; none for other files."""
+def _planes(file: Path, frames: set[int] | None) -> list[Plane]:
+    """The planes that lie in the patient, of a multi-frame file those of `frames` (None: all); none for other files."""
     import pydicom
 
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-        return _planes_of(header)
+        return _planes_of(file, header, frames)
     except damage_errors():
         return []
 
 
-def _planes_of(header: Any) -> list[Plane]:
+def _planes_of(file: Path, header: Any, frames: set[int] | None) -> list[Plane]:
     if "Rows" not in header or header.get("Modality") in ("SEG", "RTDOSE"):
         return []
     if "PerFrameFunctionalGroupsSequence" in header:
-        return _frames(header)
+        return _frames(file, header, frames)
     position, orientation, spacing = (
         header.get(name) for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
     )
@@ -168,20 +203,28 @@ def _planes_of(header: Any) -> list[Plane]:
         return []
     between_rows, between_columns = (float(v) for v in spacing)
     place = (tuple(float(v) for v in values) for values in (position, orientation))
-    return [Plane(header, None, *place, (between_columns, between_rows))]
+    return [Plane(file, header, None, *place, (between_columns, between_rows))]
 
 
-def _frames(header: Any) -> list[Plane]:
-    """The planes of an enhanced multi-frame file; orientation and pixel size become shared by all frames."""
+def _frames(file: Path, header: Any, wanted: set[int] | None) -> list[Plane]:
+    """The planes of an enhanced multi-frame file, of which the header keeps what is wanted.
+
+    Orientation and pixel size become shared by the frames.
+    """
     try:
         frames = frames_of(header, "")
     except BadInput:  # frames without a place
         return []
+    kept = [n for n in range(len(frames)) if wanted is None or n in wanted]
+    if not kept:
+        return []
+    header.PerFrameFunctionalGroupsSequence = [header.PerFrameFunctionalGroupsSequence[n] for n in kept]
+    header.NumberOfFrames = len(kept)
     shared = header.SharedFunctionalGroupsSequence[0]
     for name in _SHARED:
         if name not in shared:
             setattr(shared, name, header.PerFrameFunctionalGroupsSequence[0].get(name))
-    return [Plane(header, n, frame.position, frame.orientation, frame.spacing) for n, frame in enumerate(frames)]
+    return [Plane(file, header, n, frames[n].position, frames[n].orientation, frames[n].spacing) for n in kept]
 
 
 def _check_one_series(planes: list[Plane]) -> None:
@@ -217,7 +260,18 @@ def _check_one_series(planes: list[Plane]) -> None:
             "Give the series that was segmented, without scouts.",
         )
     if first.frame is not None and any(p.header is not first.header for p in planes):
-        raise BadInput("The source holds several multi-frame files; expected one.", "Give one of them.")
+        raise BadInput(
+            "The source holds several multi-frame files; expected one.",
+            "Give one of them, or say which volume it is: `peftseg dicom export --part`.",
+        )
+    most = max(Counter(place_of(p.position, p.orientation) for p in planes).values())
+    if most > 1:
+        raise BadInput(
+            f"The source holds several volumes: up to {most} of its {len(planes)} planes lie at the same place; expected "
+            "the planes that were segmented.",
+            "Say which volume it is: `peftseg dicom export --part` (`peftseg dicom list` shows the parts), or give its files "
+            "alone.",
+        )
 
 
 def _prepared(header: Any) -> Any:

@@ -11,7 +11,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +69,20 @@ class StudyFacts:
 def read_studies(folders: Iterable[str | Path]) -> tuple[list[StudyFacts], list[str]]:
     """Finished studies of batches, and sentences on what could not be read.
 
+    A study that an adapter segmented more than once, in one folder or in several, counts once: its latest result. Studies are
+    the same when their key is (a hash of the DICOM series' UID, else of the path), or their content.
+
     Parameters
     ----------
     folders : iterable of str or Path
-        Output folders of batches, or manifest files. The last line of a study counts.
+        Output folders of batches, or manifest files.
 
     Raises
     ------
     BadInput
         A manifest is missing or cannot be read, or no study is finished.
     """
-    found: list[StudyFacts] = []
+    results: list[_Result] = []
     notes: list[str] = []
     for folder in folders:
         path = Path(folder)
@@ -92,15 +95,47 @@ def read_studies(folders: Iterable[str | Path]) -> tuple[list[StudyFacts], list[
         for study, line in lines.items():
             if line.get("state") != "done":
                 continue
-            month = _month(line.get("time"))
-            undated += not month
-            if month:
-                found.append(_facts(line, month, volumes.get(study, {})))
+            time = _time(line.get("time"))
+            undated += time is None
+            if time is not None:
+                results.append(_result(study, line, time, volumes.get(study, {})))
         if undated:
             notes.append(f"{path}: {undated} finished studies have no date and are left out.")
-    if not found:
+    if not results:
         raise BadInput("The manifests hold no finished study.", "Give the output folders of batches that have run.")
+    found = _latest(results)
+    if len(found) < len(results):
+        notes.append(
+            f"Left out because the same adapter segmented the study again later: {len(results) - len(found)} results."
+        )
     return found, notes
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A result with its time, and by what its study is known again."""
+
+    time: datetime
+    identities: tuple[tuple[str, str], ...]
+    facts: StudyFacts
+
+
+def _result(study: str, line: Row, time: datetime, measured: Mapping[str, float]) -> _Result:
+    facts = _facts(line, time.strftime("%Y-%m"), measured)
+    content = line.get("input_sha256")
+    known_by = (study, f"sha256:{content}") if content else (study,)
+    return _Result(time, tuple((facts.adapter, name) for name in known_by), facts)
+
+
+def _latest(results: Sequence[_Result]) -> list[StudyFacts]:
+    """Of each study and adapter the latest result."""
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for result in sorted(results, key=lambda result: result.time, reverse=True):
+        if seen.isdisjoint(result.identities):
+            found.append(result.facts)
+        seen.update(result.identities)
+    return found[::-1]
 
 
 def by_month(studies: Iterable[StudyFacts]) -> list[Row]:
@@ -211,12 +246,13 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _month(time: Any) -> str:
-    """ "2026-11" of ISO time; "" where it is none."""
+def _time(text: Any) -> datetime | None:
+    """ISO time, of UTC where it names no zone; None where it is none."""
     try:
-        return datetime.fromisoformat(str(time).replace("Z", "+00:00")).strftime("%Y-%m")
+        found = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     except ValueError:
-        return ""
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def _numbers(studies: Sequence[StudyFacts], structure: str) -> Row:

@@ -71,4 +71,4 @@ def unknown_name(what: str, name: str, valid: Iterable[str]) -> BadInput:
     options = sorted(valid)
     close = difflib.get_close_matches(name, options, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return BadInput(f"Unknown {what} '{name}'; valid: {', '.join(options) or 'none'}.{hint}", f"Choose a valid {what}.")
+    return BadInput(f"Unknown {what} '{name}'; valid: {', '.join(options) or 'none'}.{hint}", "Choose one of these.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftseg.config import ExportDicomJob
 from peftseg.dicom_seg import write_result
-from peftseg.dicom_source import check_available
+from peftseg.dicom_source import SourceFile, check_available
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.volume import read_labels
@@ -36,7 +36,9 @@ def run_export(job: ExportDicomJob, reporter: Reporter) -> dict[str, Any]:
     reporter.check()
     reporter.progress("write", 0, 1)
     facts = {key: str(value) for key, value in job.provenance.items()}
-    sources = [Path(file) for file in job.source_files]
+    sources: list[SourceFile] = [Path(file) for file in job.source_files]
+    if job.source_frames:
+        sources = [(Path(job.source_files[0]), frame) for frame in job.source_frames]
     written = write_result(out, labels, labels.grid, sources, job.structures, facts, job.format, job.edited)
     reporter.progress("write", 1, 1)
     return {

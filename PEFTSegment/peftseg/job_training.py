@@ -47,7 +47,8 @@ class AdaptJob:
     store : bool
         Also put the adapter into the adapter library when it is finished.
     snapshots : bool
-        Keep two earlier states in the file, for checks of results (`quality`); not done for large adapters.
+        Keep two earlier states in the file, for checks of results by "full" (`quality`); not done for large adapters. The file
+        doubles, and the doubt is no better for it (Docs/decisions/snapshots.md).
     start_from : str or None
         An adapter file, or a reference in the library, whose state training starts from: `support` holds its scans and the new
         or corrected ones, `structures` its structures and maybe more. Method and options are its own; `name` "" is its name.
@@ -68,7 +69,7 @@ class AdaptJob:
     replace_nonfinite: float | None = None
     precision: str = "auto"
     store: bool = False
-    snapshots: bool = True
+    snapshots: bool = False
     start_from: str | None = None
 
     def __post_init__(self) -> None:

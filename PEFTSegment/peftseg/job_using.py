@@ -80,7 +80,11 @@ class ApplyJob:
     def __post_init__(self) -> None:
         check_common(self)
         check_choice("format", self.format, FORMATS)
-        check_choice("names", self.names, NAMES)
+        if self.names not in NAMES:
+            raise BadInput(
+                f"Results cannot be named by '{self.names}'; valid for names: {', '.join(NAMES)}.",
+                "Choose keep (the files' own names), opaque (names that tell nothing) or auto (opaque for DICOM, else keep).",
+            )
         check_choice("quality", self.quality, QUALITIES)
         check_choice("merge", self.merge, RULES)
         _check_several(self)
@@ -227,6 +231,8 @@ class ExportDicomJob:
         The result: a label map with these structures' values, or .seg.nrrd.
     source_files : tuple of str
         The files of the DICOM series.
+    source_frames : tuple of int
+        Of one multi-frame file that holds several volumes: the frames (from 0) of the one that was segmented. Empty: all.
     structures : tuple of Structure
         What is in the result.
     provenance : dict
@@ -249,12 +255,17 @@ class ExportDicomJob:
     format: str = "dicom-seg"
     edited: bool = False
     overwrite: bool = False
+    source_frames: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, DICOM_FORMATS)
         check_structures(self.structures)
         if not self.source_files or not self.out:
             raise BadInput("An export needs the series' files and a file to write.", "Give both.")
+        if self.source_frames and len(self.source_files) > 1:
+            raise BadInput(
+                f"Frames are of one multi-frame file; got {len(self.source_files)} files.", "Give that file alone."
+            )
 
 
 def _check_several(job: ApplyJob) -> None:

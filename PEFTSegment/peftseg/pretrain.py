@@ -124,13 +124,13 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
         raise BadInput(f"The model folder {out} exists and is not empty.", "Give a new folder name or remove it.")
     device = choose_device(job.device)
     torch.manual_seed(job.seed)
+    spec = NetworkSpec(job.network, DEFAULT_ARGUMENTS.get(job.network, {}) | job.network_arguments)
+    network, anatomy = build(spec, n_outputs(job.structures, job.activation))  # before scans are read: it may not exist
+    network.to(device)
+    early = _early_branch(job, network, anatomy)
     loaded = load_scans(job.data, job.structures, None, reporter)
     recipe = recipe_for(job, [scan.volume.grid for scan in loaded])
     prepared = prepare_scans(loaded, recipe, job.structures, job.activation == "sigmoid", device)
-    spec = NetworkSpec(job.network, DEFAULT_ARGUMENTS.get(job.network, {}) | job.network_arguments)
-    network, anatomy = build(spec, n_outputs(job.structures, job.activation))
-    network.to(device)
-    early = _early_branch(job, network, anatomy)
     schedule = _schedule(job, recipe, network, anatomy, prepared, device)
     reporter.log(
         f"Pre-training {job.network} on {len(prepared)} scans, patches of {schedule.patch} voxels, {job.epochs} epochs."

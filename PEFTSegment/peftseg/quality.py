@@ -5,11 +5,11 @@ What is measured, by `mode`:
 - "none": size, shape, pieces, specks and borders against the scans that the network learnt from. No network runs.
 - "fast": also how certain the network is, which costs nothing when `Checker.watch` saw the segmentation, and the Dice between
   the result and that of the scan turned, shifted and darkened a little: one more segmentation.
-- "full": also that of the scan turned the other way and brightened, and the pairwise Dice of three states of the
-  adapter (`snapshots`): four more in all.
+- "full": also that of the scan turned the other way and brightened: two more in all. Where the adapter keeps earlier states
+  (`snapshots`, off by default), also the pairwise Dice of its three states: four more in all.
 
-No change swaps left and right. `quality_score` makes one number of it all. An adapter of before snapshots and facts lacks
-these parts, which `StudyQuality.left_out` says.
+No change swaps left and right. `quality_score` makes one number of it all; where only one of the two agreements is known, it
+has the weight of both. What an adapter lacks (earlier states, facts of its scans) is said in `StudyQuality.left_out`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ CHANGES = (
 N_CHANGES = {NONE: 0, FAST: 1, FULL: len(CHANGES)}
 NO_FACTS = "Nothing is kept of the labelled scans of {}: size and shape are not compared."
 NO_SNAPSHOTS = (
-    "There are no earlier states to compare with: it is a model as it is, or an adapter that is older or large."
+    "No earlier states are kept with it, so results are judged without them: by how sure the network is, by the scan "
+    "segmented twice more with small changes, and by size, shape, pieces and borders (`peftseg adapt --snapshots` keeps them)."
 )
 
 
@@ -124,6 +125,14 @@ class Checker:
         segmenter = self.segmenter
         return None if self.mode == NONE else Seen(segmenter.activation, len(segmenter.structures))
 
+    @property
+    def lacks(self) -> list[str]:
+        """What cannot be measured, in sentences: the same for every study."""
+        facts, structures = self.segmenter.structure_facts, self.segmenter.structures
+        unknown = [s.name for s in structures if "volume_ml" not in facts.get(s.name, {})]
+        said = [NO_FACTS.format(_listed(unknown))] if unknown else []
+        return [*said, NO_SNAPSHOTS] if self.mode == FULL and not self.snapshots else said
+
 
 def make_checker(segmenter: Segmenter, mode: str = FAST, adapter: str | Path | None = None) -> Checker:
     """Get ready to score results of a segmenter.
@@ -199,7 +208,7 @@ def score(
         parts["borders"] = float(bool(unusual_borders(box, volume.grid, segmenter.usual_borders.get(name, ()))))
         found[name] = Quality(doubt(parts, known), parts, [*flags[name], *words(parts, measured, known)])
     study = study_doubt([found[name].doubt for name in _counted(checker, boxes)])
-    return StudyQuality(checker.mode, study, found, _left_out(checker))
+    return StudyQuality(checker.mode, study, found, checker.lacks)
 
 
 def _counted(checker: Checker, boxes: dict[str, Box | None]) -> list[str]:
@@ -221,15 +230,6 @@ def _shape_parts(measured: dict[str, float | None], facts: dict[str, Any]) -> Pa
     if "scattered" in facts:
         found["specks"] = max(0.0, measured["scattered"] - facts["scattered"]["max"])
     return found
-
-
-def _left_out(checker: Checker) -> list[str]:
-    segmenter = checker.segmenter
-    unknown = [s.name for s in segmenter.structures if "volume_ml" not in segmenter.structure_facts.get(s.name, {})]
-    said = [NO_FACTS.format(_listed(unknown))] if unknown else []
-    if checker.mode == FULL and not checker.snapshots:
-        said.append(NO_SNAPSHOTS)
-    return said
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

@@ -19,7 +19,7 @@ from peftseg.dicom_codes import Code, StructureCodes, structure_codes
 from peftseg.dicom_frames import quiet_pydicom
 from peftseg.dicom_layers import numbered_layers, planes_of
 from peftseg.dicom_seg import PRODUCT, series_number, software_version
-from peftseg.dicom_source import PATIENT_AND_STUDY, RESEARCH, Source, long_string, read_source, require
+from peftseg.dicom_source import PATIENT_AND_STUDY, RESEARCH, Source, SourceFile, long_string, read_source, require
 from peftseg.grid import LPS_RAS, Grid
 from peftseg.models import Structure
 from peftseg.volume import Labels
@@ -34,7 +34,7 @@ def write_rtstruct(
     path: Path | str,
     result: np.ndarray | Labels,
     volume_grid: Grid,
-    source_files: Sequence[Path | str],
+    source_files: Sequence[SourceFile],
     structures: Sequence[Structure],
     provenance: dict[str, str],
     edited: bool = False,

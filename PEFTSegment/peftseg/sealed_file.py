@@ -82,17 +82,15 @@ def read_seal(path: Path, key: str) -> tuple[str, str] | None:
 
     None for a safetensors file without the text `key`. BadInput as `open_seal`; a file that was cut off is found too.
     """
-    try:
-        with open(path, "rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(0)
-            first = stream.read(8)
-            length = int.from_bytes(first, "little")
-            head = first + stream.read(length) if length <= min(size - 8, LONGEST_HEADER) else first
-    except OSError as error:
-        raise BadInput(f"The file {path} cannot be read: {error.strerror}.", "Check the path.") from error
+    head, size = _read_head(path)
     metadata, _, _ = _parse(head, size, path)
     return (metadata[key], metadata["sha256"]) if _is_sealed(metadata, key, path) else None
+
+
+def tensor_names(path: Path) -> tuple[str, ...]:
+    """Names of the tensors of any safetensors file: only its header is read. BadInput as `read_seal`."""
+    head, size = _read_head(path)
+    return tuple(_parse(head, size, path)[1])
 
 
 def reseal(content: bytes, key: str, text: str, path: Path) -> tuple[bytes, str]:
@@ -110,6 +108,20 @@ def reseal(content: bytes, key: str, text: str, path: Path) -> tuple[bytes, str]
 def damaged(path: Path, why: str) -> BadInput:
     """The error for a file whose bytes have changed."""
     return BadInput(f"The file {path} is damaged: {why}.", GET_AGAIN)
+
+
+def _read_head(path: Path) -> tuple[bytes, int]:
+    """A file's header with its length in front, and the size of the whole file."""
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            first = stream.read(8)
+            length = int.from_bytes(first, "little")
+            head = first + stream.read(length) if length <= min(size - 8, LONGEST_HEADER) else first
+    except OSError as error:
+        raise BadInput(f"The file {path} cannot be read: {error.strerror}.", "Check the path.") from error
+    return head, size
 
 
 def _packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -259,6 +259,11 @@ def resolve_levels(options: dict[str, Any], count: int, own: int | None) -> dict
     return {**options, "level": level, "depth": depth}
 
 
+def without_statistics(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of the options for a network without batch normalisation by running statistics."""
+    return {**options, "adabn": "none", "bn_mode": "source"}
+
+
 def recalibrates_before(options: Mapping[str, Any]) -> bool:
     """Whether statistics are recalibrated before training."""
     return options["adabn"] in _BEFORE

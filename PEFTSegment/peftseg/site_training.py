@@ -32,6 +32,7 @@ from peftseg.site_options import (
     recalibrates_after,
     recalibrates_before,
     resolve_levels,
+    without_statistics,
 )
 from peftseg.weights import architecture, fingerprint, n_outputs
 
@@ -165,7 +166,7 @@ def _settle(setting: SiteSetting, network: nn.Module, reporter: Reporter) -> tup
         raise BadInput(f"{what}, and nothing else was asked for.", "Choose a preset that trains, such as convlora.")
     note = f"{what}; self-training goes on without it."
     reporter.warning(note)
-    return {**options, "adabn": "none", "bn_mode": "source"}, [note]
+    return without_statistics(options), [note]
 
 
 def _early_branch(

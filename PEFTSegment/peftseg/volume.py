@@ -142,8 +142,7 @@ def read_volume(path: Path | str, replace_nonfinite: float | None = None) -> Vol
 
     path = Path(path)
     if is_dicom_input(path):
-        array, grid = dicom.read_series(path)
-        notes: tuple[str, ...] = ()
+        array, grid, notes = dicom.read_series(path)
     else:
         reader = _open(path)
         _check_grey(reader, path)

@@ -32,6 +32,8 @@ from batch_cases import batch_job, write_model, write_scans  # noqa: E402
 LARGE = (512, 512, 600)
 STRUCTURES = 105
 GIB = 2**30
+PARTS = ("speed", "memory", "workers", "large")
+CHILD = "large-child"  # what `large` starts itself as
 
 
 def command(model: Path, source: Path, out: Path) -> float:
@@ -120,7 +122,7 @@ def workers(folder: Path, studies: int, size: int) -> None:
 
 def large(folder: Path) -> None:
     """Peak memory of a large CT with many structures, in a process of its own."""
-    child = [sys.executable, __file__, "large-child", "--folder", str(folder)]
+    child = [sys.executable, __file__, CHILD, "--folder", str(folder)]
     done = subprocess.run(child, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     print(
@@ -176,19 +178,26 @@ def large_child(folder: Path) -> None:
     print(json.dumps(found))
 
 
+def _part(name: str) -> str:
+    """As argparse's `choices`, which refuse an empty list in Python before 3.12."""
+    if name not in (*PARTS, CHILD):
+        raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(PARTS)}")
+    return name
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="speed, memory, workers, large")
+    parser.add_argument("what", nargs="*", type=_part, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--studies", type=int, help="fewer or more studies than 100, 1,000 and 40")
     parser.add_argument("--singles", type=int, default=5, help="single runs that are timed")
     parser.add_argument("--size", type=int, default=64, help="voxels along each side of the studies of `workers`")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.what == ["large-child"]:
+    if arguments.what == [CHILD]:
         large_child(arguments.folder)
         return
-    for what in arguments.what or ["speed", "memory", "workers"]:
+    for what in arguments.what or PARTS[:3]:
         with tempfile.TemporaryDirectory() as name:
             if what == "speed":
                 speed(Path(name), arguments.studies or 100, arguments.singles)
@@ -196,10 +205,8 @@ def main() -> None:
                 memory(Path(name), arguments.studies or 1000)
             elif what == "workers":
                 workers(Path(name), arguments.studies or 40, arguments.size)
-            elif what == "large":
-                large(Path(name))
             else:
-                raise SystemExit(f"'{what}' is none of speed, memory, workers, large")
+                large(Path(name))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def run(job: Job) -> list[Row]:
         out = str(Path(name) / "a.safetensors")
         epochs = max(1, round(job.steps / SHOTS))
         used = tuple(support[n] for n in drawn)
-        adapt = AdaptJob(BASE, used, structures, out, seed=job.draw, epochs=epochs, device="cpu", precision="fp32")
+        common = {"seed": job.draw, "epochs": epochs, "device": "cpu", "precision": "fp32"}
+        adapt = AdaptJob(BASE, used, structures, out, snapshots=True, **common)
         run_adapt(adapt, Reporter.silent())
         checker = make_checker(adapter_segmenter(out), "full", out)
         for part, items in parts.items():

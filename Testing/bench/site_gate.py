@@ -20,8 +20,12 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftseg.segmenter import Segmenter
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "Docs" / "results" / "site_gate.csv"
@@ -76,13 +80,14 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One trial."""
+    """One trial; `asked` is the way to adapt where `WAYS` does not have it."""
 
     family: str
     strength: float
     seed: int
     way: str
     data: Path
+    asked: Way | None = None
 
     def key(self) -> tuple[str, ...]:
         """As in the CSV file."""
@@ -130,7 +135,7 @@ def run_job(job: Job) -> dict[str, Any]:
     from peftseg.site_adapt import run_site_adapt
 
     started = time.monotonic()
-    way = WAYS[job.way]
+    way = job.asked or WAYS[job.way]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapter = folder / "site.safetensors"
@@ -218,27 +223,39 @@ def part_of(volume, rng):
 
 def mean_dices(job: Job, adapter: Path) -> tuple[float, float]:
     """Mean Dice of base and adapter over the base's structures and the scored scans at the site."""
+    from peftseg.segmenter import adapter_segmenter
+
+    site = (job.family, job.strength, job.seed, job.data)
+    return dice_of_base(*site), mean_dice(adapter_segmenter(adapter), *site)
+
+
+@cache
+def dice_of_base(family: str, strength: float, seed: int, data: Path) -> float:
+    """The base's at a site, which many trials share."""
+    from peftseg.segmenter import model_segmenter
+
+    return mean_dice(model_segmenter(BASE), family, strength, seed, data)
+
+
+def mean_dice(segmenter: Segmenter, family: str, strength: float, seed: int, data: Path) -> float:
+    """Mean Dice over structures and scored scans at a site."""
     import numpy as np
     import torch
 
     from peftseg.metrics import dice
-    from peftseg.segmenter import adapter_segmenter, model_segmenter, segment_volume
+    from peftseg.segmenter import segment_volume
     from peftseg.shifts import shift
     from peftseg.volume import read_labels, read_volume
 
-    folder = job.data / "subcortical_ixi" / ("support" if job.family in FAMILIES_SET else "test")
-    segmenters = (model_segmenter(BASE), adapter_segmenter(adapter))
-    scores: tuple[list[float], list[float]] = ([], [])
+    folder = data / "subcortical_ixi" / ("support" if family in FAMILIES_SET else "test")
+    values, found = ixi_values(data), []
     for path in sorted((folder / "images").glob("*.nii.gz")):
         volume, labels = read_volume(path), read_labels(folder / "labels" / path.name)
-        scan = volume if job.family in ELSEWHERE else shift(volume, job.family, job.strength, job.seed)
-        values = ixi_values(job.data)
-        for segmenter, found in zip(segmenters, scores, strict=True):
-            result = segment_volume(segmenter, scan, torch.device("cpu"))
-            for structure in segmenter.structures:
-                truth = labels.layers[0] == values[structure.name]
-                found.append(dice(result == structure.value, truth))
-    return float(np.nanmean(scores[0])), float(np.nanmean(scores[1]))
+        scan = volume if family in ELSEWHERE else shift(volume, family, strength, seed)
+        result = segment_volume(segmenter, scan, torch.device("cpu"))
+        truths = ((s.value, labels.layers[0] == values[s.name]) for s in segmenter.structures)
+        found += [dice(result == value, truth) for value, truth in truths]
+    return float(np.nanmean(found))
 
 
 def ixi_values(data: Path) -> dict[str, int]:

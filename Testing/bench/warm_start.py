@@ -58,7 +58,6 @@ def run_draw(task: str, draw: int, arguments: argparse.Namespace, folder: Path) 
             epochs=None if name == "warm" else arguments.epochs,
             budget_minutes=arguments.budget,
             start_from=str(folder / f"{task}-{draw}-first.safetensors") if name == "warm" else None,
-            snapshots=False,
         )
         result = run_adapt(job, Reporter.silent())
         facts = {"task": task, "draw": str(draw), "run": name, "epochs": str(result["epochs"])}

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
@@ -228,7 +229,8 @@ def test_checks_that_are_asked_for_after_a_run_without_them_are_not_left_out_sil
     scan, out, reporter = write_scan(tmp_path / "in" / "ct.nii.gz"), tmp_path / "out", Reporter.silent()
     run(batch_job(None, out, scan, adapter=str(adapter)))
     run(batch_job(None, out, scan, adapter=str(adapter), quality="fast"), reporter)
-    (said,) = [e["message"] for e in reporter.events if e["event"] == "warning"]
+    about_scans, said = [e["message"] for e in reporter.events if e["event"] == "warning"]
+    assert about_scans.startswith("Nothing is kept of the labelled scans of left kidney, right kidney")
     assert "1 studies were done in an earlier run without checks of quality" in said
 
 
@@ -329,6 +331,26 @@ def test_a_corrupt_study_among_good_ones_gets_its_line_and_is_tried_again_by_the
     result = run(batch_job(model, out, scans))
     assert (result["done"], result["skipped"]) == (1, 2)
     assert set(states_of(out).values()) == {"done"}
+
+
+@pytest.mark.parametrize("names", ["keep", "auto"])
+def test_a_compressed_file_that_is_cut_off_is_named_and_the_other_studies_go_on(model, tmp_path, names):
+    for name in ("a", "b"):
+        folder = write_series(
+            tmp_path / "in" / name, np.arange(8) * 2.0, Rows=12, Columns=12, SeriesInstanceUID=f"1.{ord(name)}"
+        )
+        for path in folder.iterdir():
+            data = pydicom.dcmread(path)
+            data.compress(pydicom.uid.RLELossless)
+            data.save_as(path)
+    broken = tmp_path / "in" / "a" / "slice005.dcm"
+    broken.write_bytes(broken.read_bytes()[:-20])
+    result = run(batch_job(model, tmp_path / "out", tmp_path / "in", names=names))
+    assert (result["done"], result["failed_count"]) == (1, 1)
+    (failed,) = [line for line in lines_of(tmp_path / "out") if line["state"] == "failed"]
+    file = "slice005.dcm" if names == "keep" else "[withheld]"
+    assert f"{file} (file 6 of 8) cannot be read as a DICOM image" in failed["message"]
+    assert "Export the series again" in failed["remedy"]
 
 
 def test_an_error_inside_the_engine_is_that_studys_only(model, tmp_path, monkeypatch):
@@ -575,10 +597,18 @@ def test_a_folder_on_the_command_line_is_a_batch_and_one_file_is_not(model, tmp_
     common = ["apply", "--model", str(model), "--device", "cpu", "--precision", "fp32"]
     assert cli.main([*common, "--input", str(scans), "--out", str(tmp_path / "a")]) == 0
     output = capsys.readouterr()
-    assert "done: 2" in output.out
+    assert output.out.startswith("Segmented 2 studies in ")
     assert (tmp_path / "a" / "manifest.jsonl").is_file()
     assert cli.main([*common, "--input", str(scans / "scan000.nii.gz"), "--out", str(tmp_path / "b")]) == 0
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["scan000_seg.json", "scan000_seg.nii.gz"]
+
+
+def test_the_bench_refuses_an_unknown_part_before_it_runs_any():
+    bench = HERE.parent / "bench" / "bench_batch.py"
+    command = [sys.executable, str(bench), "speed", "nonsense"]
+    found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 2
+    assert "'nonsense' is none of speed, memory, workers, large" in found.stderr
 
 
 def test_lines_that_are_damaged_count_for_nothing_and_are_told(model, tmp_path):

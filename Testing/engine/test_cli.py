@@ -115,6 +115,7 @@ def test_help_lists_every_subcommand():
             ["adapt", "--model", "m", "--support", "s", "--structures", "a=1", "--out", "o", "--option", "rnk=3"],
             ["'rnk'", "rank"],
         ),
+        (["apply", "--adapter", "a", "--input", ".", "--out", "x", "--names", "mine"], ["'mine'", "keep (the files'"]),
         (["worker", "nowhere"], ["nowhere", "job.json"]),
         (["pretrain", "--data", "nowhere", "--structures", "a=1", "--out", "o"], ["nowhere"]),
     ],
@@ -335,7 +336,7 @@ def test_a_public_checkpoint_is_imported_and_counts_in_the_catalogue(tiny, capsy
     public = dataclasses.replace(tiny, directory=None, source=Source("public.pt", page="https://models.example"))
     monkeypatch.setattr(foundation_models, "FOUNDATION_MODELS", (public,))
     assert cli.main(["models", "import", "tiny", str(file)]) == 0
-    assert f"Imported: tiny, in {own_home / 'models' / 'tiny'}" in capsys.readouterr().out
+    assert f"The model tiny was imported: {own_home / 'models' / 'tiny'}" in capsys.readouterr().out
     imported = catalogue()["tiny"]
     assert imported.record["import"]["sha256"] == file_hash(file, "sha256")
     assert load_base(imported)[0].state_dict().keys() == load_base(tiny)[0].state_dict().keys()
@@ -411,7 +412,9 @@ def test_evaluate_prints_a_table_json_and_a_csv_file(tmp_path, capsys):
     folders = ["--prediction", str(tmp_path / "prediction"), "--truth", str(tmp_path / "truth")]
     command = ["evaluate", *folders, "--structures", "liver=3"]
     assert cli.main([*command, "--csv", str(tmp_path / "t.csv")]) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    header, row, *said = capsys.readouterr().out.splitlines()
+    assert said[0] == "The Dice of liver is 0.667 in one file."
+    assert said[-1] == f"The table is in {tmp_path / 't.csv'}."
     assert header.split()[:3] == ["case", "structure", "dice"]
     assert row.split()[:3] == ["scan", "liver", "0.6667"]
     assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("scan,liver,0.666")
@@ -454,7 +457,30 @@ def test_with_json_an_error_of_any_command_is_one_line_on_stdout(capsys):
     assert {"event": "failed", "kind": "bad_input"}.items() <= json.loads(output.out).items()
 
 
-def test_check_and_rank_print_their_facts(tmp_path):
+def test_pretraining_an_unknown_network_is_refused_before_any_scan_is_read(tmp_path, capsys):
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "p0.nii.gz").write_bytes(b"no scan")
+    words = [
+        "pretrain",
+        "--data",
+        str(tmp_path),
+        "--structures",
+        "a=1",
+        "--out",
+        str(tmp_path / "m"),
+        "--device",
+        "cpu",
+    ]
+    assert cli.main([*words, "--network", "segresnte"]) == 2
+    assert "Unknown network 'segresnte'" in capsys.readouterr().err
+    assert cli.main([*words, "--argument", "init_filtres=4"]) == 2
+    assert "does not take the arguments" in capsys.readouterr().err
+    assert cli.main(words) == 2
+    assert "p0.nii.gz" in capsys.readouterr().err
+
+
+def test_check_tells_the_plan_in_sentences_and_rank_prints_json(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
     for n in range(2):
@@ -468,8 +494,9 @@ def test_check_and_rank_print_their_facts(tmp_path):
         *("--epochs", "2", "--device", "cpu"),
     )
     assert done.returncode == 0, done.stderr
-    assert "already_matches: false" in done.stdout
-    assert "epochs: 2" in done.stdout
+    assert "The model as it is, before adapting, has a Dice of " in done.stdout
+    assert "Adapting to 2 scans would take about" in done.stdout
+    assert "Plan: up to 2 epochs" in done.stdout
     done = peftseg(
         *("rank", "--model", model, "--input", str(tmp_path / "images"), "--device", "cpu", "--json"),
         *("--labelled", str(tmp_path / "images" / "p0.nii.gz")),

@@ -227,6 +227,35 @@ def test_the_last_line_of_a_study_counts_and_unfinished_damaged_and_undated_ones
         read_studies([tmp_path / "nowhere"])
 
 
+def noted(folder: Path, study: str, time: str, volume: float, sha: str = "", adapter: str = "liver-v1") -> Path:
+    """A batch's output folder with one more finished study."""
+    folder.mkdir(exist_ok=True)
+    line = {"study": study, "state": "done", "time": time, "adapter": adapter, "volumes_ml": {"liver": volume}}
+    with open(folder / "manifest.jsonl", "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line | ({"input_sha256": sha} if sha else {})) + "\n")
+    return folder
+
+
+def test_a_study_in_several_folders_counts_once_with_its_latest_result(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    noted(first, "same series", "2026-09-30T23:30:00-02:00", 120.0)  # 01:30 by UTC
+    noted(second, "same series", "2026-10-01T01:00:00Z", 100.0)
+    noted(first, "/a/scan", "2026-08-01T10:00:00Z", 50.0, sha="x")
+    noted(second, "/b/copy of it", "2026-09-01T10:00:00Z", 60.0, sha="x")
+    noted(second, "another", "2026-09-01T10:00:00Z", 70.0, sha="y")
+    third = noted(tmp_path / "third", "same series", "2026-10-02T01:00:00Z", 90.0, adapter="liver-v2")
+    for folders in ([first, second, third], [third, second, first]):
+        studies, notes = read_studies(folders)
+        found = sorted((s.adapter, s.month, s.volumes_ml["liver"]) for s in studies)
+        assert found == [
+            ("liver-v1", "2026-09", 60.0),
+            ("liver-v1", "2026-09", 70.0),
+            ("liver-v1", "2026-09", 120.0),
+            ("liver-v2", "2026-10", 90.0),
+        ]
+        assert notes == ["Left out because the same adapter segmented the study again later: 2 results."]
+
+
 def test_volumes_are_read_from_the_table_of_measurements_where_the_manifest_has_none(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()

@@ -10,16 +10,18 @@ import torch
 
 from peftseg import several as module
 from peftseg.adapter_file import load_adapter, save_adapter
+from peftseg.apply import run_apply
 from peftseg.errors import BadInput
+from peftseg.events import Reporter
 from peftseg.models import ModelEntry, Structure, read_model_dir
 from peftseg.networks import build
 from peftseg.paths import models_dir
 from peftseg.segmenter import adapter_segmenter, segment_volume
 from peftseg.several import load_several, segment_with
 from peftseg.several_rules import RULES, combine
-from peftseg.volume import Grid, Volume
+from peftseg.volume import Grid, Volume, write_volume
 from peftseg.weights import save_model
-from test_apply import ENTRY, OBLIQUE, make_adapter
+from test_apply import ENTRY, OBLIQUE, job, make_adapter, warnings_of
 
 CPU = torch.device("cpu")
 LIVER, SPLEEN, LESION = Structure("liver", 1), Structure("spleen", 1), Structure("lesion", 2)
@@ -182,3 +184,37 @@ def test_what_makes_no_sense_is_refused(base, tmp_path):
         load_several([file, file])
     with pytest.raises(BadInput, match=r"Unknown merge rule 'vote'; valid: first"):
         load_several([file, file], "vote")
+
+
+# scans of another kind
+
+
+def mr_scan(folder):
+    """A file whose grey values look like MR."""
+    values = np.random.default_rng(0).integers(50, 900, (14, 12, 10)).astype(np.float32)
+    write_volume(folder / "mr.nii.gz", values, Grid(values.shape, OBLIQUE))
+    return folder / "mr.nii.gz"
+
+
+def warned(folder, scan, *adapters) -> list[str]:
+    reporter = Reporter.silent()
+    run_apply(job(folder, scan, adapters=tuple(str(path) for path in adapters)), reporter)
+    return [text for text in warnings_of(reporter) if "made for" in text]
+
+
+def test_several_adapters_are_warned_about_scans_of_another_kind_as_one_is(base, tmp_path):
+    both = [adapter(tmp_path, base, name, (s,)) for name, s in (("one", LIVER), ("two", SPLEEN))]
+    assert warned(tmp_path / "out", mr_scan(tmp_path), *both) == [
+        "mr: the scan looks like MR, but the model is made for CT: do not trust the result."
+    ]
+
+
+def test_of_adapters_for_different_scans_the_one_that_does_not_fit_is_named(base, tmp_path):
+    entry = dataclasses.replace(ENTRY, id="other", modality="MR")
+    torch.manual_seed(1)
+    save_model(models_dir() / "other", entry, build(ENTRY.network, 3)[0])
+    other = read_model_dir(models_dir() / "other")
+    both = [adapter(tmp_path, base, "for CT", (LIVER,)), adapter(tmp_path, other, "for MR", (SPLEEN,))]
+    assert warned(tmp_path / "out", mr_scan(tmp_path), *both) == [
+        "mr: the scan looks like MR, but the model of 'for CT' is made for CT: do not trust the result."
+    ]

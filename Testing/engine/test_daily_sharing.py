@@ -111,7 +111,8 @@ def test_a_newer_format_a_damaged_file_and_newer_software_are_told_apart(make, t
 def test_the_command_line_imports_with_licence_and_notes(make, capsys):
     assert cli.main(["adapters", "import", str(make())]) == 0
     out = capsys.readouterr().out
-    assert "Licence of its model: Apache-2.0" in out
+    assert out.startswith("Took the adapter into the library as liver-v1: ")
+    assert "The licence of its model: Apache-2.0" in out
     assert "Note: The model 'tiny'" in out
     assert cli.main(["adapters", "import", str(make("aorta")), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ref"] == "aorta-v1"

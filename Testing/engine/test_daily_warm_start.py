@@ -159,4 +159,4 @@ def test_a_job_with_a_start_survives_its_json_and_the_command_line_takes_it(job,
     words = f"adapt --model {job.model} --support {support} --start-from balls --out {out} --epochs 1 --device cpu"
     assert cli.main([*words.split(), "--structures", "bright ball=1,dark ball=2"]) == 0
     assert load_adapter(out)[0].version == 2
-    assert "version: 2" in capsys.readouterr().out
+    assert f"Wrote the adapter 'balls', version 2, to {out}" in capsys.readouterr().out

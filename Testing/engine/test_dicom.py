@@ -129,6 +129,27 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("with_uid", [True, False])
+def test_exact_copies_of_files_are_left_out_and_counted_without_a_name(tmp_path, with_uid):
+    folder = write_series(tmp_path / "Doe Jane", [0, 2, 4])
+    for number, path in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(path)
+        if not with_uid:
+            del data.SOPInstanceUID
+        data.save_as(folder / f"Doe{number}.dcm")
+    volume = read_volume(folder)
+    assert volume.grid.shape == (5, 4, 3)
+    assert [int(v) for v in volume.array[0, 0]] == [0, 100, 200]
+    assert volume.notes == ("3 files are exact copies of others (same place, same voxels) and were left out.",)
+    write_multiframe(folder / "one.dcm", [(0, 0, 4), (0, 0, 0), (0, 0, 2)])
+    enhanced = tmp_path / "enhanced"
+    enhanced.mkdir()
+    for name in ("a", "b"):
+        (enhanced / f"{name}.dcm").write_bytes((folder / "one.dcm").read_bytes())
+    again = read_volume(enhanced)
+    assert (again.grid.shape, len(again.notes)) == ((5, 4, 3), 1)
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_series_that_is_no_regular_volume_is_refused_with_numbers(tmp_path, case):
     depths, changes, message = REFUSED[case]
@@ -175,7 +196,7 @@ def test_a_slice_that_is_empty_or_cut_off_is_named(tmp_path, part):
     write_series(tmp_path / "s", [0, 2, 4])
     path = tmp_path / "s" / "slice002.dcm"  # the last slice: no gap would tell
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(BadInput, match=r"slice002\.dcm cannot be read"):
+    with pytest.raises(BadInput, match=r"slice002\.dcm \(file 3 of 3\) cannot be read"):
         read_volume(tmp_path / "s")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -25,10 +27,15 @@ from dicom_cases import (
     write_source,
 )
 from peftseg.cli import main
+from peftseg.config import ExportDicomJob, from_json, to_json
+from peftseg.dicom import read_planes
 from peftseg.dicom_codes import SIDES, TISSUE, structure_codes
 from peftseg.dicom_frames import quiet_pydicom
 from peftseg.dicom_seg import put_together, read_dicom_seg, write_dicom_seg, write_result
+from peftseg.dicom_sort import find_series
 from peftseg.errors import BadInput
+from peftseg.events import Reporter
+from peftseg.export_dicom import run_export
 from peftseg.grid import LPS_RAS, Grid
 from peftseg.models import Structure
 from peftseg.result_facts import read_facts
@@ -112,7 +119,11 @@ def written(folder: Path, source: Path, result, grid=None, structures=STRUCTURES
 
 def as_masks(dataset: pydicom.Dataset, frames: np.ndarray, source: Path) -> dict[int, np.ndarray]:
     """Number of the segment -> (I, J, K) bool on the source's grid, from the frames of any reader, by their positions."""
-    grid = grid_of(source)
+    return masks_on(grid_of(source), dataset, frames)
+
+
+def masks_on(grid: Grid, dataset: pydicom.Dataset, frames: np.ndarray) -> dict[int, np.ndarray]:
+    """As `as_masks`."""
     inverse = np.linalg.inv(LPS_RAS @ grid.affine)
     masks = {int(s.SegmentNumber): np.zeros(grid.shape, bool) for s in dataset.SegmentSequence}
     for frame, voxels in zip(dataset.PerFrameFunctionalGroupsSequence, frames, strict=True):
@@ -340,6 +351,127 @@ def test_an_enhanced_multi_frame_source_is_referred_to_frame_by_frame(tmp_path, 
     assert empty.NumberOfFrames == 3
 
 
+def test_a_source_with_copies_of_its_files_is_referred_to_once(tmp_path, source):
+    labels = label_map(grid_of(source))
+    for file in files_of(source):
+        (source / f"again_{file.name}").write_bytes(file.read_bytes())
+    dataset = written(tmp_path, source, labels)
+    assert np.array_equal(as_masks(dataset, dataset.pixel_array, source)[1], labels == KIDNEY.value)
+    referred = dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert len({item.ReferencedSOPInstanceUID for item in referred}) == len(referred) <= 6
+
+
+PLACES = [(0, 0, 4), (0, 0, 0), (0, 0, 6), (0, 0, 2)]
+
+
+def write_echoes(folder: Path, model_sized: bool = False) -> Path:
+    """An enhanced file of two echoes whose frames alternate, the second echo's in another order of places."""
+    positions = [place for both in zip(PLACES, reversed(PLACES), strict=True) for place in both]
+    path = write_multiframe(folder / "m.dcm", positions)
+    header = pydicom.dcmread(path)
+    header.FrameOfReferenceUID = FRAME_OF_REFERENCE
+    if model_sized:
+        header.Rows = header.Columns = 16
+        header.PixelData = np.repeat(np.arange(8, dtype=np.int16), 256).tobytes()
+    for n, frame in enumerate(header.PerFrameFunctionalGroupsSequence):
+        echo = pydicom.Dataset()
+        echo.EffectiveEchoTime = 4.92 if n % 2 else 2.46
+        frame.MREchoSequence = [echo]
+    header.save_as(path)
+    return path
+
+
+def frames_referred_to(dataset: pydicom.Dataset) -> list[int]:
+    """Of each frame of a segmentation, that of its source (from 1)."""
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    return [f.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber for f in frames]
+
+
+def test_one_volume_of_an_enhanced_file_with_several_is_referred_to_by_its_own_frames(tmp_path):
+    path = write_echoes(tmp_path / "source")
+    header = pydicom.dcmread(path)
+    series = {s.part: s for s in find_series([path])}["echo time 4.92 ms"]
+    _, grid, _ = read_planes(series.planes, "x")
+    labels = np.zeros(grid.shape, np.uint8)
+    for k in range(4):
+        labels[: k + 1, 1, k] = LESION.value
+    seg = write_dicom_seg(tmp_path / "seg.dcm", labels, grid, series.planes, STRUCTURES, PROVENANCE)
+    dataset, right = pydicom.dcmread(seg), labels == LESION.value
+    assert sorted(frames_referred_to(dataset)) == [2, 4, 6, 8]
+    for frame, number in zip(dataset.PerFrameFunctionalGroupsSequence, frames_referred_to(dataset), strict=True):
+        origin = header.PerFrameFunctionalGroupsSequence[number - 1].PlanePositionSequence[0].ImagePositionPatient
+        assert frame.PlanePositionSequence[0].ImagePositionPatient == origin
+    for frames in (dataset.pixel_array, sitk.GetArrayFromImage(sitk.ReadImage(str(seg)))):
+        assert np.array_equal(masks_on(grid, dataset, frames)[2], right)
+    assert np.array_equal(read_dicom_seg(seg, grid).mask(LESION), right)
+    in_stack = [frame + 1 for _, frame in series.planes]  # numbers in the file, along the stack
+    by_highdicom = highdicom.seg.segread(seg).get_pixels_by_source_frame(
+        header.SOPInstanceUID, in_stack, segment_numbers=[2], assert_missing_frames_are_empty=True
+    )
+    assert np.array_equal(by_highdicom[..., 0].astype(bool).transpose(2, 1, 0), right)
+    (referred,) = dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert referred.ReferencedSOPInstanceUID == header.SOPInstanceUID
+    contours = write_result(tmp_path / "rt.dcm", labels, grid, series.planes, STRUCTURES, PROVENANCE, "rtstruct")
+    lines = pydicom.dcmread(contours).ROIContourSequence[1].ContourSequence
+    assert {line.ContourImageSequence[0].ReferencedFrameNumber for line in lines} == {2, 4, 6, 8}
+    with pytest.raises(BadInput, match="holds several volumes: up to 2 of its 8 planes"):
+        write_dicom_seg(tmp_path / "o.dcm", labels, grid, [path], STRUCTURES, PROVENANCE)
+
+
+def test_an_empty_or_overlapping_result_of_one_of_several_volumes_refers_to_its_frames_too(tmp_path):
+    path = write_echoes(tmp_path / "source")
+    series = {s.part: s for s in find_series([path])}["echo time 2.46 ms"]
+    _, grid, _ = read_planes(series.planes, "x")
+    masks = np.zeros((3, *grid.shape), bool)
+    masks[0, :3, :2], masks[1, 2:, 1:] = True, True
+    found = pydicom.dcmread(write_dicom_seg(tmp_path / "a.dcm", masks, grid, series.planes, STRUCTURES, {}))
+    assert set(frames_referred_to(found)) == {1, 3, 5, 7}
+    assert all(np.array_equal(masks_on(grid, found, found.pixel_array)[n], masks[n - 1]) for n in (1, 2, 3))
+    empty = pydicom.dcmread(
+        write_dicom_seg(tmp_path / "b.dcm", np.zeros(grid.shape, np.uint8), grid, series.planes, STRUCTURES, {})
+    )
+    assert (empty.NumberOfFrames, empty.pixel_array.any()) == (3, False)
+
+
+@pytest.mark.parametrize("batch", ["--batch", "--no-batch"])
+def test_apply_and_export_write_the_volumes_of_an_enhanced_file_as_dicom(tmp_path, batch, capsys):
+    model, path = write_tiny_model(tmp_path / "model"), write_echoes(tmp_path / "series", model_sized=True)
+    rules = tmp_path / "rules.json"
+    kept = [{"keep": "all", "min_slices": 2}]
+    rules.write_text(json.dumps({"format": "peftseg-series-rules-1", "pick": "all", "rules": kept}))
+    command = [
+        "apply",
+        "--model",
+        str(model),
+        "--device",
+        "cpu",
+        batch,
+        "--series-rules",
+        str(rules),
+        "--input",
+        str(path),
+    ]
+    assert main([*command, "--format", "dicom-seg", "--out", str(tmp_path / "seg")]) == 0
+    found = [set(frames_referred_to(pydicom.dcmread(file))) for file in (tmp_path / "seg").glob("*.dcm")]
+    assert sorted(map(sorted, found)) == [[1, 3, 5, 7], [2, 4, 6, 8]]
+    assert main([*command, "--out", str(tmp_path / "nifti")]) == 0
+    capsys.readouterr()
+    (result, *_) = sorted((tmp_path / "nifti").glob("*_seg.nii.gz"))
+    export = ["dicom", "export", "--input", str(result), "--source", str(path), "--out", str(tmp_path / "o.dcm")]
+    assert main(export) == 2
+    assert "--part" in capsys.readouterr().err
+    assert main([*export, "--part", "echo time 4.9 ms"]) == 2
+    assert "Did you mean 'echo time 4.92 ms'" in capsys.readouterr().err
+    assert main([*export, "--part", "echo time 4.92 ms"]) == 0
+    assert set(frames_referred_to(pydicom.dcmread(tmp_path / "o.dcm"))) == {2, 4, 6, 8}
+    structures, facts = read_facts(result)
+    job = ExportDicomJob(str(result), (str(path),), tuple(structures), facts, str(tmp_path / "job.dcm"))
+    run_export(from_json(to_json(replace(job, source_frames=(7, 1, 5, 3)))), Reporter.silent())
+    assert set(frames_referred_to(pydicom.dcmread(tmp_path / "job.dcm"))) == {2, 4, 6, 8}
+    with pytest.raises(BadInput, match="Frames are of one multi-frame file; got 2"):
+        replace(job, source_files=("a", "b"), source_frames=(1,))
+
+
 def test_headers_that_an_anonymiser_emptied_are_enough(tmp_path):
     source = write_source(tmp_path / "s")
     for file in files_of(source):
@@ -513,6 +645,20 @@ def test_a_real_mr_series_gets_its_segmentation_back(tmp_path, shared_data):
     read = read_dicom_seg(path, volume.grid)
     assert all(np.array_equal(read.mask(s), labels == s.value) for s in structures)
     assert np.array_equal(of_highdicom(path, folder, 2), labels == 2)
+
+
+@pytest.mark.realdata
+def test_both_volumes_of_a_real_enhanced_file_get_their_segmentations_back(tmp_path, shared_data):
+    """Philips: magnitude and field map in one file."""
+    (path,) = (p for p in (shared_data / "readers" / "mr_enhanced" / "Philips").iterdir() if p.suffix == ".dcm")
+    found = find_series([path])
+    assert len(found) == 2
+    for number, series in enumerate(found):
+        array, grid, _ = read_planes(series.planes, "x")
+        labels = (array > np.quantile(array, 0.9)).astype(np.uint8)
+        seg = write_dicom_seg(tmp_path / f"{number}.dcm", labels, grid, series.planes, [Structure("bright", 1)], {})
+        assert np.array_equal(read_dicom_seg(seg, grid).mask(Structure("bright", 1)), labels == 1)
+        assert set(frames_referred_to(pydicom.dcmread(seg))) <= {frame + 1 for _, frame in series.planes}
 
 
 @pytest.mark.realdata

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
 from peftseg import archives, dicom_sort
@@ -115,7 +116,36 @@ def test_a_file_that_is_there_twice_is_taken_once_and_told(tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (series,) = find_series([tmp_path])
     assert series.slices == 5
-    assert series.notes == ("5 files are there twice and were taken once",)
+    assert series.notes == ("5 files are exact copies of others (same place, same voxels) and were left out",)
+
+
+@pytest.mark.parametrize("uid", ["removed", "the same in all", "new ones"])
+def test_copies_are_told_by_their_voxels_where_instance_uids_do_not_tell(tmp_path, uid):
+    folder = new(tmp_path / "s", range(0, 10, 2), "1.1")
+    for number, path in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(path)
+        data.SOPInstanceUID = {"removed": "", "the same in all": "1.9", "new ones": f"1.9.{number}"}[uid]
+        data.save_as(path)
+        data.SOPInstanceUID = f"1.8.{number}" if uid == "new ones" else data.SOPInstanceUID
+        data.PatientComments = "saved again"
+        data.save_as(folder / f"again{number}.dcm")
+    (series,) = find_series([folder])
+    assert (series.slices, series.unusable) == (5, "")
+    assert series.notes == ("5 files are exact copies of others (same place, same voxels) and were left out",)
+    data.PixelData = bytes(len(data.PixelData))
+    data.save_as(folder / "other.dcm")  # other voxels at the same place
+    assert "up to 2 of its 6 slices lie at the same place" in find_series([folder])[0].unusable
+
+
+def test_equal_slices_of_two_echoes_are_no_copies(tmp_path):
+    """Empty slices at the end of a scan are the same in each."""
+    for echo in (2, 4):
+        folder = write_series(tmp_path / "s", range(0, 10, 2), EchoTime=echo)
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        data.PixelData = bytes(len(data.PixelData))
+        data.save_as(path)
+    assert [(s.slices, s.notes) for s in find_series([folder])] == [(5, ()), (5, ())]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +242,41 @@ def test_a_slice_that_is_cut_off_makes_its_series_unusable_not_shorter(tmp_path)
     assert series.unusable == "1 of its 6 files are cut off: shorter than the image in them"
 
 
+@pytest.mark.parametrize("share", [0.98, 0.6])
+@pytest.mark.parametrize("compressor", ["RLE", "JPEG2000"])
+def test_a_compressed_slice_that_is_cut_off_is_found_without_reading_voxels(tmp_path, compressor, share):
+    folder = write_compressed(tmp_path / "s", compressor)
+    (whole,) = find_series([tmp_path])
+    assert whole.unusable == ""
+    path = folder / "slice003.dcm"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    (series,) = find_series([tmp_path])
+    assert series.unusable == "1 of its 6 files are cut off: shorter than the image in them"
+    with pytest.raises(BadInput, match=r"slice003.dcm \(file 4 of 6\) cannot be read as a DICOM image .* cut off"):
+        read_series(folder)
+
+
+def write_compressed(folder: Path, compressor: str) -> Path:
+    """Six slices of noise, written by pydicom (RLE) or GDCM."""
+    write_series(folder, range(0, 12, 2), Rows=32, Columns=32)
+    for path in sorted(folder.iterdir()):
+        data = pydicom.dcmread(path)
+        data.PixelData = np.random.default_rng(0).integers(0, 1000, (32, 32)).astype(np.int16).tobytes()
+        if compressor == "RLE":
+            data.compress(pydicom.uid.RLELossless)
+        data.save_as(path)
+        if compressor != "RLE":
+            writer = sitk.ImageFileWriter()
+            writer.SetImageIO("GDCMImageIO")
+            writer.KeepOriginalImageUIDOn()
+            writer.UseCompressionOn()
+            writer.SetCompressor(compressor)
+            writer.SetFileName(str(path))
+            writer.Execute(sitk.ReadImage(str(path)))
+        assert pydicom.dcmread(path).file_meta.TransferSyntaxUID.is_compressed
+    return folder
+
+
 def test_a_header_that_cannot_be_read_is_told_of_the_series_beside_it(tmp_path):
     write_series(tmp_path / "s", range(0, 12, 2))
     path = tmp_path / "s" / "slice005.dcm"
@@ -271,7 +336,7 @@ def test_uneven_steps_are_resampled_where_a_linear_picture_stays_itself(tmp_path
         data = pydicom.dcmread(path)
         data.PixelData = bytes(len(data.PixelData))
         data.save_as(path)
-    array, grid = read_series(tmp_path / "s", regularise=True)
+    array, grid, _ = read_series(tmp_path / "s", regularise=True)
     k = np.arange(grid.shape[2])
     z = grid.affine[2, 3] + grid.affine[2, 2] * k
     assert z[0] == 0
@@ -293,7 +358,7 @@ def test_gantry_tilt_is_sheared_away_and_everything_lies_where_it_was(tmp_path, 
         data.save_as(path)
     with pytest.raises(BadInput, match="tilted"):
         read_series(tmp_path / "s")
-    array, grid = read_series(tmp_path / "s", regularise=True)
+    array, grid, _ = read_series(tmp_path / "s", regularise=True)
     assert grid.shape[0] == columns
     assert grid.shape[2] == counts
     assert rows < grid.shape[1] <= rows + 2 + abs(slope) * 14 / 0.9
@@ -316,8 +381,8 @@ def test_a_gap_too_wide_is_refused_also_on_request(tmp_path):
 
 def test_a_regular_series_stays_bit_for_bit_when_resampling_is_allowed(tmp_path):
     write_series(tmp_path / "s", [0, 2, 4, 6])
-    plain, grid = read_series(tmp_path / "s")
-    again, same = read_series(tmp_path / "s", regularise=True)
+    plain, grid, _ = read_series(tmp_path / "s")
+    again, same, _ = read_series(tmp_path / "s", regularise=True)
     assert np.array_equal(plain, again)
     assert np.array_equal(grid.affine, same.affine)
 

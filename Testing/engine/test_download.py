@@ -758,10 +758,10 @@ def test_a_model_is_downloaded_imported_and_removed(declare, importing, site, ca
     assert site.requests == []
     licences.accept(entry)
     folder = own_home / "models" / "public-ct"
-    assert peftseg(capsys, "download", "public-ct") == f"Imported: public-ct, in {folder}\n"
+    assert peftseg(capsys, "download", "public-ct") == f"The model public-ct was imported: {folder}\n"
     assert catalogue()["public-ct"].weights_path == folder / "weights.safetensors"
     assert not importing[0].exists(), "the public file is not needed any more"
-    assert peftseg(capsys, "download", "public-ct").startswith("Already here: public-ct")
+    assert peftseg(capsys, "download", "public-ct").startswith("The model public-ct is here already: ")
     assert len(site.requests) == 1
     removed = json.loads(peftseg(capsys, "remove", "public-ct", "--json"))
     assert (removed["removed"], removed["freed_mb"]) == ([str(folder)], 2.0)
@@ -783,7 +783,7 @@ def test_a_download_that_broke_off_is_kept_until_it_is_removed(declare, importin
     declare(source=source_at(site.base), acknowledge=False)
     site.cut = HALF
     assert "goes on where it stopped" in peftseg(capsys, "download", "public-ct", code=2)
-    assert "Freed: 0.2 MB" in peftseg(capsys, "remove", "public-ct")
+    assert "that freed 0.2 MB." in peftseg(capsys, "remove", "public-ct")
     peftseg(capsys, "download", "public-ct", code=2)
     site.cut = None
     peftseg(capsys, "download", "public-ct")
@@ -836,7 +836,7 @@ def test_a_damaged_model_can_be_removed_and_one_elsewhere_is_left_alone(declare,
     folder = own_home / "models" / "broken"
     folder.mkdir(parents=True)
     (folder / "model.json").write_text("{")
-    assert f"Removed: {folder}" in peftseg(capsys, "remove", "broken")
+    assert f"Removed {folder}" in peftseg(capsys, "remove", "broken")
     assert not folder.exists()
     write_model(tmp_path / "m", dataclasses.replace(ENTRY, id="mine"))
     remember(tmp_path / "m")

@@ -90,6 +90,7 @@ GUI_SAFE = [
     "shared_folders",
     "adapter_file",
     "sealed_file",
+    "site_presets",
     "study",
     "laterality",
     "volume",

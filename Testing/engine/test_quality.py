@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from peftseg import manifest
 from peftseg.adapter_file import load_adapter, load_snapshots, save_adapter
+from peftseg.apply import run_apply
+from peftseg.config import AdaptJob, ApplyJob
 from peftseg.errors import BadInput, JobCancelled
 from peftseg.events import Reporter
 from peftseg.flags import check_result
@@ -49,7 +52,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(folder):
-    return balls_job(write_tiny_model(folder / "tiny"), folder, epochs=30)
+    return replace(balls_job(write_tiny_model(folder / "tiny"), folder, epochs=30), snapshots=True)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +86,15 @@ def judged(segmenter, mode, volume, adapter=None, watched=True):
     return score(checker, volume, result, CPU, seen=seen, precision="fp32")
 
 
-def test_snapshots_change_no_bit_of_the_adapter(job, short, folder):
-    unwatched = replace(job, out=str(folder / "b.safetensors"), epochs=8, snapshots=False)
-    without = run_adapt(unwatched, Reporter.silent())["adapter"]
+@pytest.fixture(scope="module")
+def without(job, folder):
+    """The same training, as it is by default."""
+    asked = {**vars(job), "out": str(folder / "b.safetensors"), "epochs": 8}
+    del asked["snapshots"]
+    return run_adapt(AdaptJob(**asked), Reporter.silent())["adapter"]
+
+
+def test_snapshots_are_kept_when_asked_for_and_change_no_bit_of_the_adapter(short, without):
     first, second = load_adapter(short)[1], load_adapter(without)[1]
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -244,6 +253,27 @@ def test_an_adapter_of_before_facts_and_snapshots_says_what_is_left_out(adapter,
     parts = found.structures["bright ball"].parts
     assert (parts["snapshot_agreement"], parts["volume_z"], parts["shape_z"]) == (None, None, None)
     assert 0 <= found.doubt < 0.5
+
+
+@pytest.mark.usefixtures("home")
+def test_full_checks_of_an_adapter_without_snapshots_say_once_what_they_go_by_instead(without, folder):
+    scans = tuple(make_scan_files(folder, n).image for n in (7, 8))
+    asked = {
+        "adapter": without,
+        "model": None,
+        "inputs": scans,
+        "precision": "fp32",
+        "quality": "full",
+        "device": "cpu",
+    }
+    for name, more in (("files", {}), ("batch", {"batch": True, "report": False})):
+        reporter = Reporter.silent()
+        run_apply(ApplyJob(**asked, **more, out=str(folder / name)), reporter)
+        said = [event.get("message") for event in reporter.events if event["event"] == "warning"]
+        assert [text for text in said if NO_SNAPSHOTS in text] == [NO_SNAPSHOTS]
+    lines = manifest.read(folder / "batch").values()
+    assert [line["quality"] for line in lines] == ["full", "full"]
+    assert all(0 <= line["doubt"]["bright ball"] <= 1 for line in lines)
 
 
 @pytest.mark.usefixtures("home")

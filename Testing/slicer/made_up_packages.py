@@ -16,10 +16,12 @@ SUITABLE = {
     "safetensors": "0.8.0",
     "psutil": "7.2.2",
     "einops": "0.8.2",
+    "contourpy": "1.3.3",
     "numpy": "2.2.6",
     "scipy": "1.15.3",
     "simpleitk": "2.5.7",
     "pydicom": "3.0.2",
+    "highdicom": "0.28.2",
 }
 MODULES = {"simpleitk": "SimpleITK"}
 

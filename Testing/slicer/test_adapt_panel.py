@@ -220,7 +220,7 @@ def test_curves_are_one_set_of_hidden_nodes_that_are_not_saved(bench, pictures, 
             one.add(passes(number))
             plot.show(one, plots.RANK)
     bench.host.picture(plot._widget, pictures / "adapt_curve_rank.png", width=340, height=190)
-    kinds = {"vtkMRMLTableNode": 1, "vtkMRMLPlotSeriesNode": 4, "vtkMRMLPlotChartNode": 3, "vtkMRMLPlotViewNode": 1}
+    kinds = {"vtkMRMLTableNode": 1, "vtkMRMLPlotSeriesNode": 5, "vtkMRMLPlotChartNode": 4, "vtkMRMLPlotViewNode": 1}
     for kind, count in kinds.items():
         nodes = bench.nodes(kind)
         assert len(nodes) == count
@@ -236,7 +236,7 @@ def test_curves_are_one_set_of_hidden_nodes_that_are_not_saved(bench, pictures, 
     curves[1].add(passes(101))
     plot.show(curves[1], plots.LOSS)
     assert bench.nodes("vtkMRMLTableNode")[0].GetNumberOfRows() == 101
-    assert len(bench.nodes("vtkMRMLPlotSeriesNode")) == 4
+    assert len(bench.nodes("vtkMRMLPlotSeriesNode")) == 5
     view = bench.nodes("vtkMRMLPlotViewNode")[0]
     assert view.GetParentLayoutNode() is not None  # Slicer's layout manager leaves it alone
     assert view.GetPlotChartNode().GetName() == "Loss"

@@ -164,6 +164,18 @@ def test_scans_of_another_kind_and_long_names_are_shown_within_the_width(bench, 
     assert bench.main.form.minimumSizeHint.width() <= 420
 
 
+def test_a_model_for_both_kinds_of_scan_is_not_warned_of_either(bench):
+    from dataclasses import replace
+
+    from PEFTSegmentLib import checks
+
+    entry, ct = bench.context.models()["tiny"], scene_makers.add_ct()
+    assert checks.of_another_kind(ct, replace(entry, modality="CT and MR")) == []
+    assert checks.of_another_kind(ct, replace(entry, modality="PET/MRI")) == [
+        "its grey values look like CT; Tiny test model was made for MR"
+    ]
+
+
 def test_the_two_ways_have_names_of_their_own(bench):
     ui, state = bench.ui, bench.state
     bench.unlabelled("tiny", 1)

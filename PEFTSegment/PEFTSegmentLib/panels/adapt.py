@@ -8,6 +8,7 @@ import qt
 from slicer.i18n import tr as _
 
 from ..panel import Panel, enable
+from ..runner import Task
 from . import adapt_choices as choices
 from . import adapt_progress as progress
 from .adapt_curves import CurvesView
@@ -31,12 +32,12 @@ class AdaptPanel(Panel):
         super().__init__(context, section)
         self._support, self._library = choices.SupportCache(), choices.LibraryCache()
         self.jobs = AdaptJobs(context, self._support_now, self._go_on_later)
-        self.site_jobs = SiteJobs(context)
+        self.site_jobs = SiteJobs(context, self.jobs.curves)
         self.site = SiteChoice(context, self, self._library, self.site_jobs)
         self.running = RunningView(context, self, self.jobs, self._support_now)
         self.result = ResultView(context, self, self.jobs)
         self.verdict = VerdictView(context, self, self.site_jobs)
-        self.curves = CurvesView(self, self.jobs)
+        self.curves = CurvesView(self, self.jobs.curves)
         self.options = AdvancedOptions(context, self)
         self.start = StartChoice(context, self.ui, self._library)
         self._closed = False
@@ -97,6 +98,7 @@ class AdaptPanel(Panel):
         self._look_at_kind()
         self._look_at_name()
         self.options.look()
+        self.site.ways.look()
         if self.state.labelled:
             self._look_at_choices(found)
             self._look_at_check(found)
@@ -109,7 +111,11 @@ class AdaptPanel(Panel):
         done, running = self.jobs.finished(), self.running.running()
         self.result.look(done)
         self.verdict.look(self.site_jobs.finished())
-        self.curves.look(running[0] if running else done)
+        self.curves.look(running[0] if running else self._newest(done, self.site_jobs.finished()))
+
+    def _newest(self, *ended: Task | None) -> Task | None:
+        """The one that was asked for last."""
+        return max((task for task in ended if task is not None), key=self.context.runner.tasks.index, default=None)
 
     def _look_at_kind(self) -> None:
         """Labelled or unlabelled scans: each has its own part of the form."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from slicer.i18n import tr as _
 
-from ..plots import LOSS, MATCH, RANK, CurvePlot, Curves
+from ..plots import AGREEMENT, LOSS, MATCH, RANK, CurvePlot, Curves
 from ..runner import Task
 from . import adapt_progress as progress
-from .adapt_jobs import AdaptJobs
+from . import site_words
 from .adapt_result import say
 
 
@@ -18,11 +18,12 @@ class CurvesView:
     ----------
     panel : Panel
         Whose form holds the widgets.
-    jobs : AdaptJobs
+    known : dict
+        The curves, by the name of a task's folder.
     """
 
-    def __init__(self, panel, jobs: AdaptJobs) -> None:
-        self._panel, self._jobs = panel, jobs
+    def __init__(self, panel, known: dict[str, Curves]) -> None:
+        self._panel, self._known = panel, known
         self.ui = panel.ui
         self.plot = CurvePlot(self.ui.plotLayout, lambda: panel.state.parameterNode)
         self._kinds: tuple[str, ...] = ()
@@ -30,25 +31,26 @@ class CurvesView:
 
     def look(self, task: Task | None) -> None:
         """Show the curves of a task, or nothing."""
-        curves = self._jobs.curves.get(task.folder.name) if task is not None else None
+        curves = self._known.get(task.folder.name) if task is not None else None
         shown = curves is not None and bool(curves.rows)
         self.ui.curvesBox.visible = shown
         if not shown:
             return
-        say(self.ui.matchNow, progress.match_now(curves.match))
+        say(self.ui.matchNow, progress.match_now(curves.match) or site_words.agreement_now(curves.agreement))
         self._offer(curves)
         is_line = len(curves.rows) > 1  # VTK reports an error for a line of one point
         self.ui.plotFrame.visible = is_line
         if is_line and not self.ui.curvesBox.collapsed and not self._panel.section.collapsed:
-            self.plot.show(curves, self.ui.curveBox.currentData or MATCH)
+            self.plot.show(curves, self.ui.curveBox.currentData or curves.kinds[0])
 
     def _offer(self, curves: Curves) -> None:
         titles = {
             MATCH: _("Match to your own labels"),
+            AGREEMENT: _("Agreement with itself"),
             LOSS: _("Details: loss"),
             RANK: _("Details: directions still in use (mean rank)"),
         }
-        kinds = (MATCH, LOSS, RANK) if curves.has_ranks else (MATCH, LOSS)
+        kinds = curves.kinds
         if kinds != self._kinds:
             self._kinds = kinds
             self.ui.curveBox.clear()

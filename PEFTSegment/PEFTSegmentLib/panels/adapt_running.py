@@ -83,8 +83,6 @@ class RunningView:
         say(ui.runWarnings, progress.listed(task.warnings, task.note["scans"]))
 
     def _has_learnt(self, task: Task) -> bool:
-        if task.purpose == SITE:
-            return task.state == "running" and bool(task.note.get("learnt"))
         curves = self._jobs.curves.get(task.folder.name)
         return task.state == "running" and curves is not None and bool(curves.rows)
 

@@ -295,8 +295,9 @@ class ApplyPanel(Panel):
     # the module's life
 
     def enter(self) -> None:
-        """Adapters may have come meanwhile, also into shared folders."""
+        """Adapters may have come meanwhile, also into shared folders, and series into the DICOM database."""
         self.adapters.look_again()
+        self.exporting.look_again()
 
     def scene_closing(self) -> None:
         """Nothing of this scene is kept."""

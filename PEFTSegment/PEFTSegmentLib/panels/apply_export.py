@@ -1,7 +1,11 @@
-"""Step 4's button "Export DICOM SEG...": a result as a DICOM object beside the series of its scan, written by the engine."""
+"""Step 4's buttons "Export DICOM SEG..." and "Export RTSTRUCT...": a result as a DICOM object, written by the engine.
+
+It lies in the study of its scan and refers to the scan's series.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import qt
@@ -17,7 +21,7 @@ from peftseg.models import Structure
 from .. import dialogs, dicom_scans, exchange, results, scans, structures, work
 from ..panel import enable
 from ..runner import Task
-from .apply_study_load import LOADED
+from .apply_study_load import LOADED, SourceFiles
 
 EXPORT = "export DICOM"
 SUFFIX = ".dcm"
@@ -36,8 +40,31 @@ OWN = (  # facts of a result that do not say what made it
 )
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What can be written.
+
+    Attributes
+    ----------
+    format : str
+        As `ExportDicomJob.format`.
+    name : str
+        As DICOM calls it.
+    file : str
+        Name that is proposed.
+    """
+
+    format: str
+    name: str
+    file: str
+
+
+SEGMENTATION = Kind("dicom-seg", "DICOM SEG", "segmentation.dcm")
+CONTOURS = Kind("rtstruct", "RTSTRUCT", "contours.dcm")
+
+
 class Exporting:
-    """The button, and the line that says how it went.
+    """The buttons, and the line that says how it went.
 
     Parameters
     ----------
@@ -48,9 +75,10 @@ class Exporting:
     def __init__(self, panel) -> None:
         self._panel, self._context, self.ui = panel, panel.context, panel.ui
         self._message = ""
-        self._known: tuple[tuple, str] = ((), "")  # what the database said last, and about what it was asked
+        self._known: dict[tuple, str] = {}  # what the database said, by what it was asked about
         self._context.runner.on(EXPORT, self.hear)
         self.ui.exportButton.clicked.connect(self.export)
+        self.ui.exportContoursButton.clicked.connect(self.export_contours)
 
     def running(self) -> bool:
         """Whether an export goes on."""
@@ -60,7 +88,13 @@ class Exporting:
         """Show whether the current result can be exported, and how the last export went."""
         reason = _("Select a result in the table first") if node is None else self._reason(node)
         busy = _("It is being written") if self.running() else ""
-        enable(self.ui.exportButton, busy or reason, _("Write it as a DICOM SEG file that refers to the scan's series"))
+        voxels = _("Write it as a DICOM SEG file that refers to the scan's series")
+        enable(self.ui.exportButton, busy or reason, voxels)
+        outlines = _(
+            "Write its outlines as a DICOM RT structure set that refers to the scan's series, for planning of "
+            "radiotherapy; it is marked as not approved"
+        )
+        enable(self.ui.exportContoursButton, busy or reason, outlines)
         self.ui.exportLabel.visible = bool(self._message)
         self.ui.exportLabel.text = self._message
 
@@ -71,45 +105,54 @@ class Exporting:
         if scan.GetAttribute(scans.TOKEN) in self._panel.many_studies.loader.sources:
             return self._context.engine_ready()
         key = (scan.GetID(), scan.GetAttribute(dicom_scans.INSTANCES), dicom_scans.reason_against())
-        if self._known[0] != key:
-            self._known = (key, dicom_scans.reason_against_files(scan))
-        return self._known[1] or self._context.engine_ready()
+        if key not in self._known:
+            self._known[key] = dicom_scans.reason_against_files(scan)
+        return self._known[key] or self._context.engine_ready()
 
     # exporting
 
     def export(self) -> None:
-        """Ask for a file, and have the engine write it."""
+        """Ask for a file, and have the engine write the voxels."""
+        self._export(SEGMENTATION)
+
+    def export_contours(self) -> None:
+        """Ask for a file, and have the engine write the outlines."""
+        self._export(CONTOURS)
+
+    def _export(self, kind: Kind) -> None:
         node = self._panel.table.current()
         if node is None:
             return
         with self._panel.telling(_("The result could not be exported.")):
             scan = scans.require_usable(results.scan_of(node))
-            files = self._panel.many_studies.loader.sources.get(scan.GetAttribute(scans.TOKEN) or "")
-            files = files or dicom_scans.source_files(scan)
+            source = self._panel.many_studies.loader.sources.get(scan.GetAttribute(scans.TOKEN) or "")
+            source = source or SourceFiles(tuple(dicom_scans.source_files(scan)))
             path = qt.QFileDialog.getSaveFileName(
                 slicer.util.mainWindow(),
-                _("Export DICOM SEG"),
-                str(Path.home() / "segmentation.dcm"),
+                _("Export {kind}").format(kind=kind.name),
+                str(Path.home() / kind.file),
                 _("DICOM (*.dcm)"),
             )
             if path:
                 results.notice_edit(node)  # a change of this moment
-                self._submit(node, scan, files, path)
+                self._submit(kind, node, scan, source, path)
 
-    def _submit(self, node, scan, files: tuple[str, ...], path: str) -> None:
+    def _submit(self, kind: Kind, node, scan, source: SourceFiles, path: str) -> None:
         out = path if path.lower().endswith(SUFFIX) else path + SUFFIX
         image, parts, wanted = segments_of(node, scan)
         facts = provenance_of(node)
         edited = bool(results.get(node, results.EDITED))
-        note = {"purpose": EXPORT, "title": _("Exporting DICOM SEG"), "out": out}
+        note = {"purpose": EXPORT, "title": _("Exporting {kind}").format(kind=kind.name), "out": out}
 
         def build(_folder: Path, written: list) -> ExportDicomJob:
             return ExportDicomJob(
                 input=str(written[0]),
-                source_files=tuple(files),
+                source_files=source.files,
+                source_frames=source.frames,
                 structures=wanted,
                 provenance=facts,
                 out=out,
+                format=kind.format,
                 edited=edited,
                 overwrite=out == path,  # the file dialog has asked about the path that it gave, and about no other
             )
@@ -130,9 +173,14 @@ class Exporting:
         self._context.runner.forget(task)
         self._context.refresh()
 
+    def look_again(self) -> None:
+        """The module is shown: the database may have changed meanwhile."""
+        self._known.clear()
+
     def forget(self) -> None:
         """The scene closes: what was asked about its scans is not known any more."""
-        self._known, self._message = ((), ""), ""
+        self._known.clear()
+        self._message = ""
 
 
 def segments_of(node, scan) -> tuple[exchange.Image, list[exchange.Part], tuple[Structure, ...]]:

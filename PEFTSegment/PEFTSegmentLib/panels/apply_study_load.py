@@ -25,6 +25,14 @@ POLL_MS = 100
 Note = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class SourceFiles:
+    """The DICOM files of a scan; of one multi-frame file that holds several volumes, the scan's frames, from 0."""
+
+    files: tuple[str, ...]
+    frames: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class FromDicom:
     """A scan that was read out of DICOM files without the database: name, (K, J, I) voxels, IJK to RAS, its files."""
@@ -32,7 +40,7 @@ class FromDicom:
     name: str
     array: np.ndarray
     affine: np.ndarray
-    files: tuple[str, ...]
+    source: SourceFiles
 
 
 class StudyLoader:
@@ -46,7 +54,7 @@ class StudyLoader:
 
     def __init__(self, panel) -> None:
         self._panel = panel
-        self.sources: dict[str, tuple[str, ...]] = {}
+        self.sources: dict[str, SourceFiles] = {}
         self._queue: list[tuple[Note, Study]] = []
         self._reading: Background | None = None
         self._run: Note = {}  # whose scans were read last
@@ -148,7 +156,7 @@ class StudyLoader:
 
     def _add_scan(self, study: Study, read: FromDicom) -> slicer.vtkMRMLScalarVolumeNode:
         node = slicer.util.addVolumeFromArray(read.array, ijkToRAS=read.affine, name=read.name)
-        self.sources[scans.token(node)] = read.files
+        self.sources[scans.token(node)] = read.source
         return _marked(node, study)
 
     # the result
@@ -217,4 +225,7 @@ def _read_series(folders: tuple[str, ...], name: str, found: dict[tuple[str, ...
         return None
     array, grid, _notes = read_planes(series.planes, name)
     shown = ": ".join(part for part in (series.number, series.description) if part) or name
-    return FromDicom(shown, np.ascontiguousarray(array.transpose(2, 1, 0)), grid.affine, tuple(map(str, series.files)))
+    files = tuple(map(str, series.files))
+    frames = tuple(frame for _, frame in series.planes) if len(files) == 1 < len(series.planes) else ()
+    source = SourceFiles(files, frames)
+    return FromDicom(shown, np.ascontiguousarray(array.transpose(2, 1, 0)), grid.affine, source)

@@ -21,6 +21,7 @@ from . import site_words as words
 from .adapt_progress import breakable, listed, short
 from .adapt_result import say
 from .site_jobs import SiteJobs
+from .site_ways import WayChoice
 from .support_structures import new_item
 
 SHOWN_ROWS, FEWEST_ROWS = 6, 2
@@ -51,11 +52,16 @@ class SiteChoice:
         Whose form holds the widgets, and which says whether it is showing.
     library : choices.LibraryCache
     jobs : SiteJobs
+
+    Attributes
+    ----------
+    ways : WayChoice
+        What is under "Advanced".
     """
 
     def __init__(self, context: Context, panel, library: choices.LibraryCache, jobs: SiteJobs) -> None:
         self._context, self._panel, self._library, self._jobs = context, panel, library, jobs
-        self.ui = panel.ui
+        self.ui, self.ways = panel.ui, WayChoice(context, panel)
         self._shown: list[tuple[str, str]] = []  # node id and name of each line of the list
         self.ui.siteScans.itemChanged.connect(self._ticked)
         self.ui.siteAllButton.clicked.connect(self.take_all)
@@ -133,6 +139,7 @@ class SiteChoice:
             or choices.model_reason(context)
             or none
             or no_name
+            or self.ways.reason_against()
         )
 
     # what the user does
@@ -170,7 +177,7 @@ class SiteChoice:
         left_out = self._left_out()
         volumes = unlabelled_scans(self._context)
         chosen = [scans.require_usable(v) for v in volumes if v.GetAttribute(scans.TOKEN) not in left_out]
-        self._jobs.start(chosen, self.name)
+        self._jobs.start(chosen, self.name, self.ways.chosen())
 
 
 class VerdictView:

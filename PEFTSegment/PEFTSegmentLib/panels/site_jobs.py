@@ -21,18 +21,27 @@ from peftseg.paths import atomic_write
 
 from .. import work
 from ..context import Context
+from ..plots import Curves
 from ..runner import Task
 from .adapt_jobs import bad_ending, note_event
+from .site_ways import Way
 
 SITE = "adapt to unlabelled scans"
 FILE = "adapter.safetensors"
 
 
 class SiteJobs:
-    """Submits these adaptations and takes what they tell."""
+    """Submits these adaptations and takes what they tell.
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    Parameters
+    ----------
+    context : Context
+    curves : dict
+        Takes the curves, by the name of a task's folder.
+    """
+
+    def __init__(self, context: Context, curves: dict[str, Curves]) -> None:
+        self._context, self._curves = context, curves
         context.runner.on(SITE, self._hear)
 
     # what there is
@@ -47,7 +56,7 @@ class SiteJobs:
 
     # what the user asks for
 
-    def start(self, volumes: Sequence[slicer.vtkMRMLScalarVolumeNode], name: str) -> Task:
+    def start(self, volumes: Sequence[slicer.vtkMRMLScalarVolumeNode], name: str, way: Way) -> Task:
         """Adapt the chosen model to scans; PeftsegError says what is missing."""
         context, state = self._context, self._context.state
         entry = context.require_model()
@@ -60,6 +69,9 @@ class SiteJobs:
                 unlabelled=files,
                 out=str(folder / "result" / FILE),
                 name=name,
+                preset=way.preset,
+                options=way.options,
+                epochs=way.epochs,
                 seed=seed,
                 device=device,
                 budget_minutes=minutes,
@@ -78,15 +90,17 @@ class SiteJobs:
 
     def dismiss(self, task: Task) -> None:
         """Take an ended adaptation off the list and delete its folder."""
+        self._curves.pop(task.folder.name, None)
         self._context.runner.forget(task)
 
     # what they tell
 
     def _hear(self, task: Task, events: list[Event]) -> None:
+        curves = self._curves.setdefault(task.folder.name, Curves(()))
         for event in events:
             note_event(task, event)
-            if event["event"] == "progress" and event["stage"] == "train" and event.get("loss") is not None:
-                task.note["learnt"] = True
+            if event["event"] == "progress":
+                curves.add(event)
         if bad_ending(task):
             self.dismiss(task)
 

@@ -108,6 +108,13 @@ def _learning(step: int, total: int, eta: float | None) -> Words:
     return text, step, total
 
 
+def agreement_now(value: float | None) -> str:
+    """The running score of an adaptation without labels; it is no accuracy, because nothing says what is right."""
+    if value is None:
+        return ""
+    return _("Agreement with itself (not accuracy): {value:.2f}").format(value=value)
+
+
 # what came of it
 
 

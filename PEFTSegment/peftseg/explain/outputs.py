@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -72,14 +70,9 @@ def safe(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "layer"
 
 
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV without paths; nested fields get dotted names."""
-    flat = [_flat({key: value for key, value in row.items() if key != "map"}) for row in rows]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return stream.getvalue()
+def flat_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for a table: without paths of maps, and nested fields under joined names."""
+    return [_flat({key: value for key, value in row.items() if key != "map"}) for row in rows]
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

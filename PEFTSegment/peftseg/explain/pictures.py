@@ -5,7 +5,6 @@ Drawing needs matplotlib (extra `report`); importing this module does not.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from peftseg.explain.abilities import BUILDERS, Ability
 from peftseg.explain.layers import Layer
 from peftseg.grid import Grid
-from peftseg.report import PLANES, require_matplotlib, slices_through
+from peftseg.report import PLANES, figure_png, new_figure, slices_through, to_ras
 
 CAUTION = "A map does not show that the result is right. Research use only."
 MAP_COLOURS = "inferno"
@@ -62,13 +61,13 @@ def montage(
     BadInput
         matplotlib is missing.
     """
-    shown, spacing = _to_ras(scan, grid)
-    over = _to_ras(values.astype(np.float32), grid)[0]
-    lines = {name: _to_ras(mask, grid)[0] for name, mask in (outlines or {}).items() if mask.any()}
+    shown, spacing = to_ras(scan, grid)
+    over = to_ras(values.astype(np.float32), grid)[0]
+    lines = {name: to_ras(mask, grid)[0] for name, mask in (outlines or {}).items() if mask.any()}
     focus = next((lines[name] for name in ("labels", "prediction") if name in lines), over > 0.5)
     where = slices_through(focus if focus.any() else None, shown.shape)
     low, high = (float(p) for p in np.percentile(scan, (1, 99.5)))
-    figure, axes = _figure(3, (12.5, 4.6))
+    figure, axes = new_figure(1, 3, (12.5, 4.6))
     for axis, (name, (across, up, through)) in zip(axes, PLANES.items(), strict=True):
         planes = {key: np.take(m, where[through], axis=through).T for key, m in lines.items()}
         grey, colour = (np.take(m, where[through], axis=through).T for m in (shown, over))
@@ -87,7 +86,7 @@ def montage(
     told = f" Outline: {' and '.join(drawn)}." if drawn else ""
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(f"{reading}{told}\n{CAUTION}", fontsize=8.5)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def ability_chart(abilities: Sequence[Ability], structure: str) -> bytes:
@@ -96,7 +95,7 @@ def ability_chart(abilities: Sequence[Ability], structure: str) -> bytes:
     layers = list(dict.fromkeys(a.layer for a in own))
     has_sa = any(not math.isnan(a.sa) for a in own)
     builders = [b for b in BUILDERS if any(a.built_by == b for a in own)]
-    figure, axes = _figure(1, (max(7.0, 0.32 * len(layers) + 2), 4.8))
+    figure, axes = new_figure(1, 1, (max(7.0, 0.32 * len(layers) + 2), 4.8))
     score = {(a.layer.name, a.built_by): (a.sa if has_sa else a.agreement) for a in own}
     width = 0.8 / max(1, len(builders))
     for number, built_by in enumerate(builders):
@@ -115,12 +114,12 @@ def ability_chart(abilities: Sequence[Ability], structure: str) -> bytes:
     )
     axes.set_ylabel(words)
     axes.set_title(f"ProtoSeg: {structure}", fontsize=11)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def change_chart(rows: Sequence[dict[str, Any]], layers: Sequence[Layer], scans: int) -> bytes:
     """Mean Segmentation Ability by layer before and after adaptation, prototypes built by the labels; PNG."""
-    figure, axes = _figure(1, (max(7.0, 0.32 * len(layers) + 2), 4.8))
+    figure, axes = new_figure(1, 1, (max(7.0, 0.32 * len(layers) + 2), 4.8))
     before, after = ([row[when]["truth"] if row[when] else None for row in rows] for when in ("before", "after"))
     adapted = any(a is not None for a in after)
     places = np.arange(len(layers))
@@ -132,7 +131,7 @@ def change_chart(rows: Sequence[dict[str, Any]], layers: Sequence[Layer], scans:
     _finish_chart(figure, axes, layers, [])
     axes.set_ylabel("mean Segmentation Ability")
     axes.set_title(f"ProtoSeg over {scans} labelled scans, prototypes built by the labels", fontsize=11)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _finish_chart(figure: Any, axes: Any, layers: Sequence[Layer], builders: Sequence[str]) -> None:
@@ -154,31 +153,6 @@ def _finish_chart(figure: Any, axes: Any, layers: Sequence[Layer], builders: Seq
     figure.legend(handles=[*entries, *handles], loc="outside lower center", ncols=4, fontsize=7, frameon=False)
 
 
-def _to_ras(array: np.ndarray, grid: Grid) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The array with axes to the right, front and head (nearest), and its spacing in that order."""
-    codes = grid.axcodes
-    order = [next(i for i, c in enumerate(codes) if c in pair) for pair in ("RL", "AP", "SI")]
-    turned = np.flip(np.transpose(array, order), [a for a, i in enumerate(order) if codes[i] in "LPI"])
-    return turned, tuple(grid.spacing[i] for i in order)
-
-
 def _outline(axis: Any, mask: np.ndarray, style: str) -> None:
     if mask.any() and not mask.all():
         axis.contour(mask.astype(np.float32), levels=[0.5], colors=[OUTLINE], linewidths=1.4, linestyles=style)
-
-
-def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """Figure and axes that belong to no window and no global state."""
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
-
-
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=100)
-    return stream.getvalue()

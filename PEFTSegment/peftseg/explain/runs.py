@@ -26,11 +26,11 @@ from peftseg.explain.maps import binarise, is_constant, match, normalise, on_stu
 from peftseg.explain.outputs import (
     ability_row,
     can_draw,
+    flat_rows,
     layer_facts,
     new_report,
     provenance_of,
     safe,
-    to_csv,
     write_picture,
 )
 from peftseg.explain.pictures import CAUTION, ability_chart, montage
@@ -38,7 +38,7 @@ from peftseg.explain.proto_seg import proto_seg
 from peftseg.explain.subject import Subject
 from peftseg.explain.support import run_support
 from peftseg.models import Structure
-from peftseg.paths import write_text
+from peftseg.paths import write_csv, write_text
 from peftseg.preprocess import Prepared, prepare, prepare_mask
 from peftseg.study import LoadedScan
 from peftseg.writing import write_volume
@@ -191,7 +191,7 @@ def run_proto_seg(job: ProtoSegJob, reporter: Reporter) -> dict[str, Any]:
     else:
         result, rows = _one_scan(job, subject, layers, chosen, structures, device, reporter, drawing)
     table = out / "proto-seg.csv"
-    write_text(table, to_csv(rows))
+    write_csv(table, flat_rows(rows))
     result |= {
         "report": str(report),
         "table": str(table),

@@ -1,0 +1,103 @@
+"""What could make ARENA lead LoRA: rates, initial rank, layers, gate and first gates, on support folds only.
+
+    python Testing/bench/arena_experiment.py run
+    python Testing/bench/arena_experiment.py table
+
+Base, tasks, draws and steps are those of `experiment.py`; each row changes one thing of LoRA or ARENA at the options in
+`rates.json`. The support scans that were not drawn are scored; test scans are not touched. The rates times 0.1 are a question
+of their own: the baselines' published code learns ten times slower once the decoder is trained, for all but full fine-tuning,
+while ARENA's paper names one rate (METHODS 2.5 and 2.1), so that its lead on novel structures may be one of rates.
+Resumable. Needs the real volumes (`--data`, default `../shared/data`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from experiment import BASE_STRUCTURES, RATES, RESULTS, ROOT, SHOTS, at_factor, job_of, tasks
+from experiment_tables import difference
+from runs import run_missing
+
+ROWS = RESULTS / "arena_support.csv"
+REFERENCE = "lora"
+SLOW, FAST = 0.1, 3.0
+RANKS = (8, 32, 64)  # ARENA's Fig. 1(a); the candidates as they are have 16
+CHANGES: dict[str, tuple[str, dict]] = {
+    **{f"{method}, rank {rank}": (method, {"rank": rank}) for rank in RANKS for method in ("lora", "arena")},
+    "lora, all layers": ("lora", {"layers": "all"}),
+    "arena, all layers": ("arena", {"layers": "all"}),
+    "arena, gates never shrunk": ("arena", {"lam": 0.0}),
+    "arena, lambda 0.2": ("arena", {"lam": 0.2}),
+    "arena, gates drawn from -1 to 1": ("arena", {"v_init": "uniform"}),
+}
+
+
+def candidates() -> list:
+    """LoRA and ARENA as they are, at other rates, and with one option changed."""
+    from peftseg.compare import Candidate
+
+    chosen = json.loads(RATES.read_text(encoding="utf-8"))
+    plain = {
+        label: Candidate(label, label.split()[0], chosen[label]["options"])
+        for label in ("lora", "arena", "arena paper")
+    }
+    rates = [
+        replace(at_factor(candidate, factor), label=f"{label}, rates x {factor:g}")
+        for factor in (SLOW, FAST)
+        for label, candidate in plain.items()
+    ]
+    changed = [
+        replace(plain[base], label=label, options=plain[base].options | options)
+        for label, (base, options) in CHANGES.items()
+    ]
+    return [*plain.values(), *rates, *changed]
+
+
+def print_table() -> None:
+    """Mean Dice of novel structures by task, and the difference from LoRA as it is, as Markdown."""
+    from peftseg.compare_report import markdown
+    from peftseg.compare_rows import differences, mean_of, over_structures, read_rows, score_table
+
+    rows = over_structures([row for row in read_rows(ROWS) if row["structure"] not in BASE_STRUCTURES])
+    names, tables = list(dict.fromkeys(row["task"] for row in rows)), score_table(rows)
+    found = {task: differences(rows, REFERENCE, task) for task in (*names, None)}
+    body = []
+    for label in dict.fromkeys(row["candidate"] for row in rows):
+        each = [tables.get((task, label, "all")) for task in names]
+        own = [row for row in rows if row["candidate"] == label]
+        ranks = [float(row["rank"]) for row in own if row["rank"]]
+        body.append(
+            [
+                label,
+                str(len({row["draw"] for row in own})),
+                *("" if table is None else f"{mean_of(table):.3f}" for table in each),
+                difference(found[None].get(label)),
+                f"{mean_of(ranks):.1f}" if ranks else "",
+            ]
+        )
+    print(markdown(["novel structures", "draws", *names, f"minus {REFERENCE}, mean of the tasks", "mean rank"], body))
+
+
+def main() -> None:
+    """Parse the command line and run a stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("run", "table"))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.stage == "table":
+        print_table()
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    chosen = tasks(arguments.data, with_test=False)
+    jobs = [job_of(t, c, SHOTS, d) for d in range(arguments.draws) for t in chosen for c in candidates()]
+    run_missing(jobs, ROWS, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Options of adaptation without labels, chosen at made-up sites that nothing is judged by.
+
+    python Testing/bench/site_tuning.py run
+    python Testing/bench/site_tuning.py table
+
+Base `brain-t1-bn`. Each way to adapt is run at sites of the families that set the gate's limits
+(`site_gate.FAMILIES_SET`), with a seed that neither the gate's trials nor the results use, on support scans without their
+labels, and scored on the support scans. The best mean change of Dice is the default of `site_options`; where two tie, the
+simpler one. Resumable. Needs the real volumes (`--data`, default `../shared/data`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from site_gate import Job, Way, read_trials, run_missing
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = ROOT / "Docs" / "results" / "site_tuning.csv"
+SITES = [(family, strength) for strength in (0.6, 1.0, 0.3) for family in ("contrast", "noise", "field_of_view")]
+SEED = 100
+BEST = "convlora_adabn"
+WAYS = {
+    "AdaBN": Way("adabn"),
+    "AdaBN, half": Way("adabn", {"source_weight": 0.5}),
+    **{
+        f"ConvLoRA + AdaBN, rate {rate:g}": Way(BEST, {"lr_adapter": rate, "lr_norm": rate})
+        for rate in (1e-4, 3e-4, 1e-3, 3e-3)
+    },
+    "ConvLoRA + AdaBN, level 0": Way(BEST, {"level": 0}),
+    "ConvLoRA + AdaBN, level 2": Way(BEST, {"level": 2}),
+    "ConvLoRA + AdaBN, frozen teacher": Way(BEST, {"teacher": "frozen"}),
+    "ConvLoRA + AdaBN, hard targets at 0.9": Way(BEST, {"targets": "hard", "confidence": 0.9}),
+    "ConvLoRA + AdaBN, through the final head": Way(BEST, {"through": "final", "targets": "hard", "confidence": 0.9}),
+    "self-training, rate 1e-5": Way("self_training", {"lr_body": 1e-5, "lr_norm": 1e-5}),
+    "self-training, rate 1e-4": Way("self_training"),
+    "UDAS": Way("udas", {}, 10),
+}
+
+
+def all_jobs(data: Path) -> list[Job]:
+    """Sites outermost, so that an early end is fair to all ways."""
+    return [Job(family, strength, SEED, name, data, way) for family, strength in SITES for name, way in WAYS.items()]
+
+
+def print_table(path: Path) -> None:
+    """Mean change of Dice by way, over all sites and at each."""
+    from peftseg.compare_report import markdown
+    from peftseg.compare_rows import mean_of
+
+    rows = [row for row in read_trials(path) if row["gain"]]
+    sites = list(dict.fromkeys((row["family"], row["strength"]) for row in rows))
+    base = {(r["family"], r["strength"]): float(r["dice_before"]) for r in rows}
+    body = [
+        ["model as it is: Dice", f"{mean_of(list(base.values())):.3f}", "", *(f"{base[site]:.3f}" for site in sites)]
+    ]
+    for way in dict.fromkeys(row["way"] for row in rows):
+        gains = {(r["family"], r["strength"]): float(r["gain"]) for r in rows if r["way"] == way}
+        told = [f"{gains[site]:+.3f}" if site in gains else "" for site in sites]
+        body.append([way, f"{mean_of(list(gains.values())):+.3f}", f"{min(gains.values()):+.3f}", *told])
+    print(markdown(["way", "mean change", "worst", *(f"{family} {strength}" for family, strength in sites)], body))
+
+
+def main() -> None:
+    """Parse the command line and run a stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("run", "table"))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.stage == "table":
+        print_table(arguments.rows)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    run_missing(all_jobs(arguments.data), arguments.rows, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()
