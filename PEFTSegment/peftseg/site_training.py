@@ -25,7 +25,7 @@ from peftseg.plan import safe_precision
 from peftseg.preprocess import Prepared
 from peftseg.self_training import SiteHistory, SiteTraining, self_train
 from peftseg.site_attach import attach_site
-from peftseg.site_batches import SiteBatches, make_batches
+from peftseg.site_batches import Place, SiteBatches, make_batches
 from peftseg.site_evidence import Evidence, chosen_scans, collect_evidence
 from peftseg.site_options import (
     needs_early_head,
@@ -192,10 +192,10 @@ def _early_branch(
     )
 
     def labelled_by_itself(epoch: int) -> Iterator[Batch]:
-        for image in batches.tensors(epoch):
-            yield image, None, None
+        for places in _head_steps(batches, epoch):
+            yield batches.tensor(places), None, None
 
-    epochs = max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / len(batches.steps(0))))
+    epochs = max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / len(_head_steps(batches, 0))))
     deadline = None if setting.deadline_s is None else time.monotonic() + EARLY_SHARE * setting.deadline_s
     done = len(fit_early_head(branch, labelled_by_itself, setting.entry.activation, epochs, reporter, deadline))
     if done < epochs and not reporter.stop_keep():
@@ -203,6 +203,12 @@ def _early_branch(
             f"The early segmentation head was fitted in {done} instead of {epochs} epochs: the time is short."
         )
     return branch, True
+
+
+def _head_steps(batches: SiteBatches, epoch: int) -> list[list[Place]]:
+    """The steps that fit an early head: a window each, so that few scans make many; slices go together as always."""
+    steps = batches.steps(epoch)
+    return steps if batches.slicewise else [[place] for places in steps for place in places]
 
 
 def _precision(setting: SiteSetting, batches: SiteBatches, anatomy: Anatomy) -> str:

@@ -29,8 +29,9 @@ WAYS = {
         f"ConvLoRA + AdaBN, rate {rate:g}": Way(BEST, {"lr_adapter": rate, "lr_norm": rate})
         for rate in (1e-4, 3e-4, 1e-3, 3e-3)
     },
-    "ConvLoRA + AdaBN, level 0": Way(BEST, {"level": 0}),
-    "ConvLoRA + AdaBN, level 2": Way(BEST, {"level": 2}),
+    "ConvLoRA + AdaBN, rate 0.0001, 20 epochs": Way(BEST, {"lr_adapter": 1e-4, "lr_norm": 1e-4}, 20),
+    "ConvLoRA + AdaBN, rate 0.0001, level 0": Way(BEST, {"lr_adapter": 1e-4, "level": 0}),
+    "ConvLoRA + AdaBN, rate 0.0001, level 2": Way(BEST, {"lr_adapter": 1e-4, "level": 2}),
     "ConvLoRA + AdaBN, frozen teacher": Way(BEST, {"teacher": "frozen"}),
     "ConvLoRA + AdaBN, hard targets at 0.9": Way(BEST, {"targets": "hard", "confidence": 0.9}),
     "ConvLoRA + AdaBN, through the final head": Way(BEST, {"through": "final", "targets": "hard", "confidence": 0.9}),
