@@ -103,8 +103,8 @@ SITE_OPTIONS: tuple[Option, ...] = (
     Option(
         "stop_change", 0.0, "Stop when the agreement changes by less than this in an epoch; 0 for never.", minimum=0.0
     ),
-    Option("lr_adapter", 1e-3, "Learning rate of the low-rank change.", minimum=0.0),
-    Option("lr_norm", 1e-3, "Learning rate of normalisation layers.", minimum=0.0),
+    Option("lr_adapter", 1e-4, "Learning rate of the low-rank change.", minimum=0.0),
+    Option("lr_norm", 1e-4, "Learning rate of normalisation layers.", minimum=0.0),
     Option("lr_body", 1e-4, "Learning rate of weights that are trained themselves.", minimum=0.0),
 )
 
@@ -114,8 +114,6 @@ _PUBLISHED: dict[str, Any] = {
     "bn_mode": "batch",
     "targets": "soft_attached",
     "keep": "agreement",
-    "lr_adapter": 1e-4,
-    "lr_norm": 1e-4,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     DEFAULT_PRESET: {},
@@ -128,6 +126,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "confidence": 0.9,
         "adabn": "none",
         "bn_mode": "source",
+        "lr_norm": 1e-5,
+        "lr_body": 1e-5,
     },
     "udas": {
         **_PUBLISHED,

@@ -72,7 +72,7 @@ WAYS = {
     "convlora + adabn, hot": Way("convlora_adabn", {"lr_adapter": 1e-2}, 10),
     "self-training": Way("self_training"),
     "self-training, hot": Way("self_training", {"lr_body": 1e-3, "lr_norm": 1e-3}, 10),
-    "udas": Way("udas", {}, 10),
+    "udas": Way("udas", {"level": 1}, 10),  # the base's own head
     "published": Way("published", {"level": 1, "depth": 3}),
     "published, hot": Way("published", {"level": 1, "depth": 3, "lr_adapter": 3e-3, "lr_norm": 3e-3}, 10),
 }
