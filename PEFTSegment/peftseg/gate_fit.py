@@ -16,6 +16,7 @@ from peftseg.gate import ACCEPTED, REFUSED, WARNING, Limit, status_of
 
 HARM = 0.01  # change of the mean Dice from which an adaptation harms or helps
 ACCEPTED_HARM, REFUSED_HELP = 0.05, 0.20  # the aims: shares of harmful adapters accepted and of helpful ones refused
+REFUSED_NEUTRAL = 1.0  # refusing all that changes little is as bad as missing one of these aims by its own size
 ALONE = 1.5  # harmful trials that a limit must catch more than: what one trial alone asks for is chance
 SAFE_SHARE, SAFE_MARGIN = 1.0, 0.1  # beyond helpful trials: the upper half of their range, and at least
 USUAL = 0.9  # of the trials without harm get no warning from a check
@@ -94,9 +95,10 @@ def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[
     """Set the limits of the checks.
 
     The refused helpful and the accepted harmful trials are counted, both weighed by the aims: one harmful trial of a
-    hundred counts as four helpful ones of a hundred. Trials that change little count for neither side. One limit after the
-    other is moved to where that count is smallest, until nothing improves; a limit that catches a single trial alone is
-    not set. Warnings begin where the highest tenth of the trials without harm lies.
+    hundred counts as four helpful ones of a hundred. A refused trial that changes little counts a fifth of a helpful one:
+    a gate that refuses all of them would tell nothing. One limit after the other is moved to where that count is smallest,
+    until nothing improves; a limit that catches a single trial alone is not set. Warnings begin where the highest tenth of
+    the trials without harm lies.
 
     Parameters
     ----------
@@ -123,14 +125,15 @@ def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[
         raise BadInput(
             f"There are {len(harmful)} harmful and {len(helpful)} helpful trials; limits need both.", "Run more trials."
         )
-    bad, good = _table(harmful, checks), _table(helpful, checks)
+    neutral = [t for t in trials if not (t.harmful or t.helpful)]
+    tables = _Tables(*(_table(of, checks) for of in (harmful, helpful, neutral)))
     none = np.full(len(checks), np.inf)
     spare = np.array(
-        [column[np.isfinite(column)].max(initial=-np.inf) for column in good.T]
+        [column[np.isfinite(column)].max(initial=-np.inf) for column in tables.helpful.T]
     )  # refuses no helpful trial
-    found = [_descend(bad, good, start) for start in (none, np.where(np.isfinite(spare), spare, np.inf))]
-    refuse = min(found, key=lambda limits: _cost(bad, good, limits))
-    refuse = np.where(np.isinf(refuse) & np.isin(checks, always), _safe(bad, good), refuse)
+    found = [_descend(tables, start) for start in (none, np.where(np.isfinite(spare), spare, np.inf))]
+    refuse = min(found, key=lambda limits: _cost(tables, limits))
+    refuse = np.where(np.isinf(refuse) & np.isin(checks, always), _safe(tables.harmful, tables.helpful), refuse)
     usual = _table([t for t in trials if not t.harmful], checks)
     return {
         check: Limit(warn=float(min(limit, np.nanquantile(usual[:, c], USUAL))), refuse=float(limit))
@@ -139,17 +142,27 @@ def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """(trials, checks) of the harmful, the helpful and the neutral trials."""
+
+    harmful: np.ndarray
+    helpful: np.ndarray
+    neutral: np.ndarray
+
+
 def _table(trials: Sequence[Trial], checks: Sequence[str]) -> np.ndarray:
     """(trials, checks); what is not known is never beyond a limit."""
     rows = [[t.values.get(check, math.nan) for check in checks] for t in trials]
-    return np.nan_to_num(np.array(rows, dtype=np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    values = np.array(rows, dtype=np.float64).reshape(len(rows), len(checks))
+    return np.nan_to_num(values, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
 
 
-def _descend(bad: np.ndarray, good: np.ndarray, limits: np.ndarray) -> np.ndarray:
+def _descend(tables: _Tables, limits: np.ndarray) -> np.ndarray:
     """Move the limit that brings most, again and again."""
-    cost = _cost(bad, good, limits)
+    cost = _cost(tables, limits)
     while True:
-        moves = [_best_move(bad, good, limits, check) for check in range(len(limits))]
+        moves = [_best_move(tables, limits, check) for check in range(len(limits))]
         best = min(moves, key=lambda move: move[0])  # the earliest check of equals
         if best[0] >= cost - 1e-9:
             return limits
@@ -167,15 +180,15 @@ def _safe(bad: np.ndarray, good: np.ndarray) -> np.ndarray:
     return limits
 
 
-def _best_move(bad: np.ndarray, good: np.ndarray, limits: np.ndarray, check: int) -> tuple[float, np.ndarray]:
+def _best_move(tables: _Tables, limits: np.ndarray, check: int) -> tuple[float, np.ndarray]:
     """Cost and limits with one limit moved, or taken away; of places that are as good, the middle one."""
-    known = np.unique(np.concatenate([bad[:, check], good[:, check]]))
+    known = np.unique(np.concatenate([table[:, check] for table in (tables.harmful, tables.helpful, tables.neutral)]))
     known = known[np.isfinite(known)]
     places = []
     for limit in (*(known[:-1] + known[1:]) / 2, np.inf):
         places.append(limits.copy())
         places[-1][check] = limit
-    costs = [_cost(bad, good, place) for place in places]
+    costs = [_cost(tables, place) for place in places]
     equal = [n for n, cost in enumerate(costs) if cost <= min(costs) + 1e-9]
     return min(costs), places[equal[len(equal) // 2]]
 
@@ -184,6 +197,8 @@ def _caught(table: np.ndarray, limits: np.ndarray) -> int:
     return int((table > limits).any(axis=1).sum())
 
 
-def _cost(bad: np.ndarray, good: np.ndarray, limits: np.ndarray) -> float:
-    missed = len(bad) - _caught(bad, limits) + ALONE * np.isfinite(limits).sum()
-    return float(missed / len(bad) / ACCEPTED_HARM + _caught(good, limits) / len(good) / REFUSED_HELP)
+def _cost(tables: _Tables, limits: np.ndarray) -> float:
+    harmful, helpful, neutral = tables.harmful, tables.helpful, tables.neutral
+    missed = len(harmful) - _caught(harmful, limits) + ALONE * np.isfinite(limits).sum()
+    cost = missed / len(harmful) / ACCEPTED_HARM + _caught(helpful, limits) / len(helpful) / REFUSED_HELP
+    return float(cost + _caught(neutral, limits) / max(1, len(neutral)) / REFUSED_NEUTRAL)

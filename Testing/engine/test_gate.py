@@ -205,6 +205,14 @@ def test_a_check_that_is_not_needed_may_still_get_a_limit_far_beyond_what_helps(
     assert limits["b"].refuse == pytest.approx(0.3)  # 0.2 is the most that helped, 0.1 the middle
 
 
+def test_what_changes_little_is_not_refused_where_that_catches_no_more_harm():
+    helpful = [Trial({"a": 0.0}, 0.1) for _ in range(20)]
+    neutral = [Trial({"a": 0.6}, 0.0) for _ in range(20)]
+    harmful = [Trial({"a": 1.0}, -0.1) for _ in range(20)]
+    assert 0.6 < fit_limits([*helpful, *neutral, *harmful], ("a",))["a"].refuse < 1
+    assert 0 < fit_limits([*helpful, *neutral, *(Trial({"a": 0.5}, -0.1) for _ in range(20))], ("a",))["a"].refuse < 0.5
+
+
 def test_limits_need_harmful_and_helpful_trials():
     with pytest.raises(BadInput):
         fit_limits([Trial({"a": 0.0}, 0.1)], ("a",))
