@@ -107,8 +107,8 @@ def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[
     checks : sequence of str
         Measures that may get a limit, earlier ones preferred where two bring the same.
     always : sequence of str
-        Those of them that get a limit far beyond all helpful trials when they are not needed, provided that they see harm
-        at all: the next site's harm may show there.
+        Those of them that get a limit far beyond all helpful trials when they are not needed: the next site's harm may show
+        there.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[
     )  # refuses no helpful trial
     found = [_descend(tables, start) for start in (none, np.where(np.isfinite(spare), spare, np.inf))]
     refuse = min(found, key=lambda limits: _cost(tables, limits))
-    refuse = np.where(np.isinf(refuse) & np.isin(checks, always), _safe(tables.harmful, tables.helpful), refuse)
+    refuse = np.where(np.isinf(refuse) & np.isin(checks, always), _safe(tables.helpful), refuse)
     usual = _table([t for t in trials if not t.harmful], checks)
     return {
         check: Limit(warn=float(min(limit, np.nanquantile(usual[:, c], USUAL))), refuse=float(limit))
@@ -169,14 +169,17 @@ def _descend(tables: _Tables, limits: np.ndarray) -> np.ndarray:
         cost, limits = best
 
 
-def _safe(bad: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Limits beyond all helpful trials by a margin; infinite for checks that see harm in a single trial or in none."""
+def _safe(good: np.ndarray) -> np.ndarray:
+    """Limits beyond all helpful trials by a margin; infinite for checks that none of them knows.
+
+    Values below 0 are improvements, and make no margin larger.
+    """
     limits = np.full(good.shape[1], np.inf)
     for check, column in enumerate(good.T):
         known = column[np.isfinite(column)]
         if len(known):
-            beyond = known.max() + max(SAFE_SHARE * (known.max() - np.median(known)), SAFE_MARGIN)
-            limits[check] = beyond if np.count_nonzero(bad[:, check] > beyond) > ALONE else np.inf
+            half = known.max() - max(np.median(known), 0.0)
+            limits[check] = known.max() + max(SAFE_SHARE * half, SAFE_MARGIN)
     return limits
 
 

@@ -25,7 +25,7 @@ def about(entry: ModelEntry | None) -> str:
     text = _(
         "For scans of a new scanner, without labels: the model gets used to how they look, so that it finds there, too, "
         "what it knows{names}. It learns no new structure. Afterwards it is checked whether this did good or harm; that check "
-        "is new and has not been tried on many scanners: look at the results before you rely on them."
+        "errs now and then: look at the results before you rely on them."
     )
     return text.format(names=f" ({_some([s.name for s in entry.structures])})" if entry is not None else "")
 
