@@ -58,9 +58,9 @@ def candidates() -> list:
     return [*plain.values(), *rates, *changed]
 
 
-def long_label(label: str) -> str:
-    """Of a candidate that is trained for `LONG_STEPS`."""
-    return f"{label}, {LONG_STEPS} steps"
+def long_candidates() -> list:
+    """Those that are trained for `LONG_STEPS`, too."""
+    return [replace(c, label=f"{c.label}, {LONG_STEPS} steps") for c in candidates() if c.label in LONG]
 
 
 def print_table() -> None:
@@ -70,21 +70,20 @@ def print_table() -> None:
 
     rows = over_structures([row for row in read_rows(ROWS) if row["structure"] not in BASE_STRUCTURES])
     names, tables = list(dict.fromkeys(row["task"] for row in rows)), score_table(rows)
-    found = {task: differences(rows, REFERENCE, task) for task in (*names, None)}
+    found = differences(rows, REFERENCE)
     body = []
-    labels = [c.label for c in candidates()]
-    for label in (*labels, *(long_label(label) for label in labels if label in LONG)):
-        if all(row["candidate"] != label for row in rows):
+    for label in (c.label for c in (*candidates(), *long_candidates())):
+        own = [row for row in rows if row["candidate"] == label]
+        if not own:
             continue
         each = [tables.get((task, label, "all")) for task in names]
-        own = [row for row in rows if row["candidate"] == label]
         ranks = [float(row["rank"]) for row in own if row["rank"]]
         body.append(
             [
                 label,
                 str(len({row["draw"] for row in own})),
                 *("" if table is None else f"{mean_of(table):.3f}" for table in each),
-                difference(found[None].get(label)),
+                difference(found.get(label)),
                 f"{mean_of(ranks):.1f}" if ranks else "",
             ]
         )
@@ -105,9 +104,11 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     chosen = tasks(arguments.data, with_test=False)
     jobs = [job_of(t, c, SHOTS, d) for d in range(arguments.draws) for t in chosen for c in candidates()]
-    longer = [replace(c, label=long_label(c.label)) for c in candidates() if c.label in LONG]
     jobs += [
-        (t, c, SHOTS, d, LONG_STEPS // SHOTS, BASE) for d in range(arguments.draws) for t in chosen for c in longer
+        (t, c, SHOTS, d, LONG_STEPS // SHOTS, BASE)
+        for d in range(arguments.draws)
+        for t in chosen
+        for c in long_candidates()
     ]
     run_missing(jobs, ROWS, arguments.workers)
 

@@ -13,7 +13,6 @@ they are. Resumable. Needs the real volumes (`--data`, default `../shared/data`)
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import time
@@ -110,22 +109,9 @@ def all_jobs(data: Path, seeds: int) -> list[Job]:
 
 def read_trials(path: Path = ROWS) -> list[dict[str, str]]:
     """Rows of the CSV file; none where it does not exist."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    from peftseg.compare_rows import read_rows
 
-
-def append_trial(path: Path, row: dict[str, Any]) -> None:
-    """Add a row: all or nothing, whenever the process is killed."""
-    from peftseg.compare_rows import append_rows
-    from peftseg.gate_measures import MEASURES
-    from peftseg.paths import write_text
-
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, ",".join((*KEYS, *FACTS, *MEASURES)) + "\n")
-    append_rows(path, [row])
+    return read_rows(path, (*KEYS, *FACTS))
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -269,6 +255,9 @@ def ixi_values(data: Path) -> dict[str, int]:
 
 def run_missing(jobs: Iterable[Job], path: Path, workers: int) -> None:
     """Run what the CSV file does not hold, `workers` at a time with one thread each."""
+    from peftseg.compare_rows import append_rows
+    from peftseg.gate_measures import MEASURES
+
     done = {tuple(row[key] for key in KEYS) for row in read_trials(path)}
     missing = [job for job in jobs if job.key() not in done]
     print(f"{len(missing)} trials to do", flush=True)
@@ -276,7 +265,7 @@ def run_missing(jobs: Iterable[Job], path: Path, workers: int) -> None:
         futures = [pool.submit(run_job, job) for job in missing]
         for future in as_completed(futures):
             row = future.result()
-            append_trial(path, row)
+            append_rows(path, [row], (*KEYS, *FACTS, *MEASURES))
             print(*(row.get(key, "") for key in (*KEYS, *FACTS)), flush=True)
 
 
@@ -310,6 +299,7 @@ def print_tables(path: Path) -> None:
     print_rates("fitted", "those that set them", given, fitted)
     print_rates("fitted", "**the other families**", judged, fitted)
     print_rates("`gate.LIMITS`", "the other families", judged, LIMITS)
+    print_passed([row for row in rows if row["family"] in FAMILIES_JUDGED], fitted)
     print("\n| left out | | errors | share | 95 % interval |\n|---|---|---|---|---|")
     for family in (*FAMILIES_SET, *FAMILIES_JUDGED):
         print_left_out(rows, family)
@@ -325,6 +315,17 @@ def print_rates(limits_name: str, trials_name: str, trials: list, limits: dict) 
             f"| {limits_name} | {trials_name} | {kind} | {found.count} of {found.total} | {found.share:.1%} "
             f"| {found.low:.1%} to {found.high:.1%} |"
         )
+
+
+def print_passed(rows: list[dict[str, str]], limits: dict) -> None:
+    """What harmful adapters cost that the limits let pass, and how they were made."""
+    from peftseg.gate import REFUSED, status_of
+
+    print("\n| harmful, let pass | way | change of Dice | |\n|---|---|---|---|")
+    for row, trial in zip(rows, trials_of(rows, FAMILIES_JUDGED), strict=True):
+        status = status_of(trial.values, limits)
+        if trial.harmful and status != REFUSED:
+            print(f"| {row['family']} {row['strength']} | {row['way']} | {trial.gain:+.3f} | {status} |")
 
 
 def print_left_out(rows: list[dict[str, str]], family: str) -> None:

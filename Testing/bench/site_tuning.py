@@ -57,29 +57,20 @@ def print_table(path: Path) -> None:
     from peftseg.compare_report import markdown
     from peftseg.compare_rows import mean_of
 
-    rows = [row for row in read_trials(path) if row["gain"]]
-    sites = list(dict.fromkeys((row["family"], row["strength"]) for row in rows))
-    of_way = {way: {(r["family"], r["strength"]) for r in rows if r["way"] == way} for way in WAYS}
-    common = [site for site in sites if all(site in found for found in of_way.values() if found)]
-    base = {(r["family"], r["strength"]): float(r["dice_before"]) for r in rows}
-    body = [
-        [
-            "model as it is: Dice",
-            f"{mean_of([base[site] for site in common]):.3f}",
-            "",
-            *(f"{base[site]:.3f}" for site in sites),
-        ]
-    ]
-    for way in dict.fromkeys(row["way"] for row in rows):
-        gains = {(r["family"], r["strength"]): float(r["gain"]) for r in rows if r["way"] == way}
-        told = [f"{gains[site]:+.3f}" if site in gains else "" for site in sites]
-        body.append([way, f"{mean_of([gains[s] for s in common]):+.3f}", f"{min(gains.values()):+.3f}", *told])
-    names = " and ".join(f"{family} {strength}" for family, strength in common)
-    print(
-        markdown(
-            ["way", f"mean change ({names})", "worst", *(f"{family} {strength}" for family, strength in sites)], body
-        )
-    )
+    base: dict[str, float] = {}
+    gains: dict[str, dict[str, float]] = {}
+    for row in read_trials(path):
+        if row["gain"]:  # an adapter came of it
+            site = f"{row['family']} {row['strength']}"
+            base[site] = float(row["dice_before"])
+            gains.setdefault(row["way"], {})[site] = float(row["gain"])
+    common = [site for site in base if all(site in own for own in gains.values())]
+    means = f"{mean_of([base[site] for site in common]):.3f}"
+    body = [["model as it is: Dice", means, "", *(f"{dice:.3f}" for dice in base.values())]]
+    for way, own in gains.items():
+        told = [f"{own[site]:+.3f}" if site in own else "" for site in base]
+        body.append([way, f"{mean_of([own[s] for s in common]):+.3f}", f"{min(own.values()):+.3f}", *told])
+    print(markdown(["way", f"mean change ({' and '.join(common)})", "worst", *base], body))
 
 
 def main() -> None:
