@@ -228,7 +228,8 @@ class CurvePlot:
     def _scale(self, curves: Curves) -> None:
         """Axes that hold still: all planned passes, and from zero on."""
         highest = {MATCH: 1.0, AGREEMENT: 1.0}
-        for column, kind in ((FIXED.index(LOSS), LOSS), (FIXED.index(RANK), RANK)):
+        for kind in (LOSS, RANK):
+            column = FIXED.index(kind)
             values = [row[column] for row in curves.rows if row[column] == row[column]]
             highest[kind] = 1.05 * max(values, default=1.0)
         for kind, top in highest.items():

@@ -61,6 +61,14 @@ def install_tiny_model(home: Path) -> str:
     return "tiny"
 
 
+def module_nodes(kind: str) -> list:
+    """The module's own nodes of a class, which are singletons."""
+    import slicer
+
+    tagged = slicer.util.getNodesByClass(kind)
+    return [node for node in tagged if (node.GetSingletonTag() or "").startswith("PEFTSegment")]
+
+
 def write_tiny_model(folder: Path, identity: str) -> None:
     """Write a MODELDIR with random weights."""
     import torch

@@ -48,12 +48,6 @@ class Bench:
         for _ in range(2):  # wrapped labels settle at the second
             self.host.picture(self.section, folder / f"adapt_{name}.png", width=385)
 
-    def nodes(self, kind: str) -> list:
-        import slicer
-
-        tagged = slicer.util.getNodesByClass(kind)
-        return [node for node in tagged if (node.GetSingletonTag() or "").startswith("PEFTSegment")]
-
 
 @pytest.fixture
 def bench(tiny_model, module, host) -> Bench:
@@ -222,10 +216,10 @@ def test_curves_are_one_set_of_hidden_nodes_that_are_not_saved(bench, pictures, 
     bench.host.picture(plot._widget, pictures / "adapt_curve_rank.png", width=340, height=190)
     kinds = {"vtkMRMLTableNode": 1, "vtkMRMLPlotSeriesNode": 5, "vtkMRMLPlotChartNode": 4, "vtkMRMLPlotViewNode": 1}
     for kind, count in kinds.items():
-        nodes = bench.nodes(kind)
+        nodes = scene_makers.module_nodes(kind)
         assert len(nodes) == count
         assert all(node.GetHideFromEditors() and not node.GetSaveWithScene() for node in nodes)
-    table = bench.nodes("vtkMRMLTableNode")[0].GetTable()
+    table = scene_makers.module_nodes("vtkMRMLTableNode")[0].GetTable()
     assert table.GetNumberOfRows() == 100
     assert table.GetColumnByName("Loss").GetValue(9) == pytest.approx(0.1)
     assert np.isnan(table.GetColumnByName("Match1").GetValue(9))  # nothing of it was in a patch
@@ -235,13 +229,13 @@ def test_curves_are_one_set_of_hidden_nodes_that_are_not_saved(bench, pictures, 
     bench.look()
     curves[1].add(passes(101))
     plot.show(curves[1], plots.LOSS)
-    assert bench.nodes("vtkMRMLTableNode")[0].GetNumberOfRows() == 101
-    assert len(bench.nodes("vtkMRMLPlotSeriesNode")) == 5
-    view = bench.nodes("vtkMRMLPlotViewNode")[0]
+    assert scene_makers.module_nodes("vtkMRMLTableNode")[0].GetNumberOfRows() == 101
+    assert len(scene_makers.module_nodes("vtkMRMLPlotSeriesNode")) == 5
+    view = scene_makers.module_nodes("vtkMRMLPlotViewNode")[0]
     assert view.GetParentLayoutNode() is not None  # Slicer's layout manager leaves it alone
     assert view.GetPlotChartNode().GetName() == "Loss"
     plot.remove()
-    assert not any(bench.nodes(kind) for kind in kinds)
+    assert not any(scene_makers.module_nodes(kind) for kind in kinds)
 
 
 def test_the_hosts_plot_view_is_as_strict_as_slicers(host):

@@ -200,10 +200,10 @@ def test_agreement_and_loss_are_drawn_while_it_learns(bench, tmp_path, pictures)
     assert ui.matchNow.text == "Agreement with itself (not accuracy): 0.90"
     assert ui.progressLabel.text == "Learning, pass 5 of 5, 1 min 30 s left, then the check"
     assert bench.section.text == "3 Adapt - running, 1 min 30 s left"
-    table = next(n for n in nodes("vtkMRMLTableNode")).GetTable()
+    table = scene_makers.module_nodes("vtkMRMLTableNode")[0].GetTable()
     column = table.GetColumnByName("Agreement")
     assert [column.GetValue(n) for n in range(1, 4)] == pytest.approx([0.8, 0.85, 0.9])
-    view = next(n for n in nodes("vtkMRMLPlotViewNode"))
+    view = scene_makers.module_nodes("vtkMRMLPlotViewNode")[0]
     assert view.GetPlotChartNode().GetName() == "Agreement with itself"
     bench.picture(pictures, "curves")
     ui.curveBox.setCurrentIndex(1)
@@ -214,12 +214,6 @@ def test_agreement_and_loss_are_drawn_while_it_learns(bench, tmp_path, pictures)
     bench.look()
     assert not shown(ui.curvesBox)
     assert not bench.adapt.jobs.curves
-
-
-def nodes(kind: str) -> list:
-    import slicer
-
-    return [n for n in slicer.util.getNodesByClass(kind) if (n.GetSingletonTag() or "").startswith("PEFTSegment")]
 
 
 # with the engine

@@ -108,10 +108,10 @@ class AdaptPanel(Panel):
                 self.ui.adaptButton, self._ready, _("Get used to these scans; nothing is saved before you have decided")
             )
         self.running.look(found)
-        done, running = self.jobs.finished(), self.running.running()
+        done, judged, running = self.jobs.finished(), self.site_jobs.finished(), self.running.running()
         self.result.look(done)
-        self.verdict.look(self.site_jobs.finished())
-        self.curves.look(running[0] if running else self._newest(done, self.site_jobs.finished()))
+        self.verdict.look(judged)
+        self.curves.look(running[0] if running else self._newest(done, judged))
 
     def _newest(self, *ended: Task | None) -> Task | None:
         """The one that was asked for last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import qt
@@ -29,12 +29,12 @@ class OptionForm:
     def __init__(self, layout, panel, keep: Callable[[Option, Any], None]) -> None:
         self._layout, self._panel, self._keep = layout, panel, keep
         self._box = None
-        self._shown: tuple[Option, ...] = ()
+        self._shown: tuple[Option, ...] | None = None
         self.editors: dict[str, Any] = {}
 
     def show(self, options: Sequence[Option], values: dict[str, Any], captions: dict[str, str] | None = None) -> None:
         """Show these options with their values; an option without a caption goes by its name."""
-        if tuple(options) != self._shown or self._box is None:
+        if tuple(options) != self._shown:
             self._build(tuple(options), captions or {})
         for option in options:
             _show(self.editors[option.name], option, values[option.name])
@@ -68,10 +68,9 @@ class OptionForm:
         editor.connect(signal, changed)
 
 
-def kept(given: str, option: Option, value: Any, usual: Any) -> str:
+def kept(given: Mapping[str, Any], option: Option, value: Any, usual: Any) -> str:
     """The JSON object of the user's options with one more of them; what is as usual is left out."""
-    options = json.loads(given)
-    options.pop(option.name, None)
+    options = {name: own for name, own in given.items() if name != option.name}
     if value != usual:
         options[option.name] = value
     return json.dumps(options)

@@ -131,7 +131,7 @@ class AdaptJobs:
     def _hear_check(self, task: Task, events: list[Event]) -> None:
         tokens, mark = tuple(task.note["scans"]), task.note["fingerprint"]
         for event in events:
-            note_event(task, event)
+            _note_event(task, event)
             if event["event"] == "progress" and event.get("seconds") is not None:
                 facts = {name: event[name] for name in COSTS}
                 self.checked = Checked(mark, tokens, facts, task.note.get("device", ""), False)
@@ -163,22 +163,32 @@ class AdaptJobs:
             self._go_on(task.note["fingerprint"])
 
     def _hear_adaptation(self, task: Task, events: list[Event]) -> None:
-        curves = self._curves_of(task)
-        for event in events:
-            note_event(task, event)
-            if event["event"] == "progress":
-                curves.add(event)
-        if bad_ending(task):
+        if take_events(task, events, self.curves):
             self.dismiss(task)
 
-    def _curves_of(self, task: Task) -> Curves:
-        if task.folder.name not in self.curves:
-            pairs = zip(task.note.get("structures", ()), task.note.get("colours", ()), strict=False)
-            self.curves[task.folder.name] = Curves(tuple((name, tuple(colour)) for name, colour in pairs))
-        return self.curves[task.folder.name]
+
+def take_events(task: Task, events: list[Event], known: dict[str, Curves]) -> bool:
+    """What an adaptation tells, with or without labels; whether it is of no further use.
+
+    Its curves are put into `known`, by the name of its folder.
+    """
+    curves = _curves_of(task, known)
+    for event in events:
+        _note_event(task, event)
+        if event["event"] == "progress":
+            curves.add(event)
+    return _bad_ending(task)
 
 
-def bad_ending(task: Task) -> bool:
+def _curves_of(task: Task, known: dict[str, Curves]) -> Curves:
+    """Without labels there are no structures to match."""
+    if task.folder.name not in known:
+        pairs = zip(task.note.get("structures", ()), task.note.get("colours", ()), strict=False)
+        known[task.folder.name] = Curves(tuple((name, tuple(colour)) for name, colour in pairs))
+    return known[task.folder.name]
+
+
+def _bad_ending(task: Task) -> bool:
     """Tell of an adaptation that has failed, once; whether one that did not finish is of no further use."""
     if task.active or task.state == "finished" or task.note.get("earlier"):
         return False
@@ -190,7 +200,7 @@ def bad_ending(task: Task) -> bool:
     return not can_go_on(task)
 
 
-def note_event(task: Task, event: Event) -> None:
+def _note_event(task: Task, event: Event) -> None:
     """Keep what the words about a task need beyond its last event."""
     kind = event["event"]
     if kind == "queued":

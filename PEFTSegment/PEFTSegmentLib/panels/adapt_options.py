@@ -8,7 +8,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from peftseg.adapters.table import METHODS, Option, method_info
+from peftseg.adapters.options import Option, filled
+from peftseg.adapters.table import METHODS, method_info
 
 from ..context import Context
 from ..work import DEFAULT_METHOD
@@ -60,12 +61,11 @@ class AdvancedOptions:
         set_property(ui.methodSummary, "text", info.summary)
         set_property(ui.minutesBox, "value", round(state.minutes))
         set_property(ui.seedBox, "value", state.seed)
-        given = json.loads(state.methodOptions)
-        values = {option.name: given.get(option.name, option.default) for option in info.options}
-        self._form.show(info.options, values)
+        self._form.show(info.options, filled(info.options, json.loads(state.methodOptions), {}))
 
     def _keep(self, option: Option, value: Any) -> None:
-        self.context.state.methodOptions = kept(self.context.state.methodOptions, option, value, option.default)
+        state = self.context.state
+        state.methodOptions = kept(json.loads(state.methodOptions), option, value, option.default)
 
     # what the user does
 

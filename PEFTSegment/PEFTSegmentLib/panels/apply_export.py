@@ -126,7 +126,7 @@ class Exporting:
         with self._panel.telling(_("The result could not be exported.")):
             scan = scans.require_usable(results.scan_of(node))
             source = self._panel.many_studies.loader.sources.get(scan.GetAttribute(scans.TOKEN) or "")
-            source = source or SourceFiles(tuple(dicom_scans.source_files(scan)))
+            source = source or SourceFiles(dicom_scans.source_files(scan))
             path = qt.QFileDialog.getSaveFileName(
                 slicer.util.mainWindow(),
                 _("Export {kind}").format(kind=kind.name),

@@ -23,7 +23,7 @@ from .. import work
 from ..context import Context
 from ..plots import Curves
 from ..runner import Task
-from .adapt_jobs import bad_ending, note_event
+from .adapt_jobs import take_events
 from .site_ways import Way
 
 SITE = "adapt to unlabelled scans"
@@ -45,10 +45,6 @@ class SiteJobs:
         context.runner.on(SITE, self._hear)
 
     # what there is
-
-    def running(self) -> list[Task]:
-        """Those that have not ended, the oldest first."""
-        return [task for task in self._context.runner.of(SITE) if task.active]
 
     def finished(self) -> Task | None:
         """The newest one that nobody has dismissed."""
@@ -96,12 +92,7 @@ class SiteJobs:
     # what they tell
 
     def _hear(self, task: Task, events: list[Event]) -> None:
-        curves = self._curves.setdefault(task.folder.name, Curves(()))
-        for event in events:
-            note_event(task, event)
-            if event["event"] == "progress":
-                curves.add(event)
-        if bad_ending(task):
+        if take_events(task, events, self._curves):
             self.dismiss(task)
 
 

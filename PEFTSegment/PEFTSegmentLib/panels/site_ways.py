@@ -97,9 +97,14 @@ class WayChoice:
 
     def chosen(self) -> Way:
         """The user's way; the usual one where it does nothing for the model."""
-        state, preset = self._context.state, self._preset()
-        options = json.loads(state.siteOptions) if preset == (state.sitePreset or table.DEFAULT_PRESET) else {}
-        learns = self._usual(preset)["train"] != "none"
+        return self._way(self._has_statistics())
+
+    def _way(self, has_statistics: bool) -> Way:
+        state = self._context.state
+        wanted = state.sitePreset or table.DEFAULT_PRESET
+        preset = wanted if wanted in presets_for(has_statistics) else table.DEFAULT_PRESET
+        options = json.loads(state.siteOptions) if preset == wanted else {}
+        learns = settled(preset, {}, has_statistics)["train"] != "none"
         return Way(preset, options, state.sitePasses if learns and state.sitePasses else None)
 
     def reason_against(self) -> str:
@@ -111,16 +116,8 @@ class WayChoice:
             return error.message
         return ""
 
-    def _preset(self) -> str:
-        wanted = self._context.state.sitePreset
-        return wanted if wanted in presets_for(self._has_statistics()) else table.DEFAULT_PRESET
-
-    def _usual(self, preset: str) -> dict[str, Any]:
-        """All options of a preset, as they count for the model."""
-        return settled(preset, {}, self._has_statistics())
-
     def _has_statistics(self) -> bool:
-        """Whether the model has grey-value statistics to recalibrate; its file is looked at once."""
+        """Whether the model has grey-value statistics to recalibrate; its file is read once, each call asks for its time."""
         entry = self._context.model()
         key = _file_key(entry)
         if self._known[0] != key:
@@ -138,12 +135,13 @@ class WayChoice:
         ui.siteWayFrame.visible = not state.labelled
         if state.labelled:
             return
-        way = self.chosen()
-        usual = self._usual(way.preset)
-        self._offer(presets_for(self._has_statistics()))
+        has_statistics = self._has_statistics()
+        way = self._way(has_statistics)
+        usual = settled(way.preset, {}, has_statistics)
+        self._offer(presets_for(has_statistics))
         select(ui.siteWayBox, way.preset)
         ui.siteWayBox.toolTip = _technical(way.preset)
-        say(ui.siteWayHint, self._hint(way.preset))
+        say(ui.siteWayHint, self._hint(way.preset, has_statistics))
         set_property(ui.sitePassesBox, "specialValueText", _usual_passes(usual))
         set_property(ui.sitePassesBox, "value", way.epochs or 0)
         nothing = _("This way learns nothing, it only takes over the grey values of the scans")
@@ -161,12 +159,11 @@ class WayChoice:
             box.addItem(_("{title} (usual)").format(title=said) if preset == table.DEFAULT_PRESET else said, preset)
             box.setItemData(number, _technical(preset), qt.Qt.ToolTipRole)
 
-    def _hint(self, preset: str) -> str:
+    def _hint(self, preset: str, has_statistics: bool) -> str:
         lines = []
         if self._context.state.sitePreset not in ("", preset):
             lines.append(_("The way that was chosen before is not for this model: the usual one is taken."))
-        recalibrates = table.check_site_options(preset, {})["adabn"] != "none"
-        if recalibrates and not self._has_statistics():
+        if not has_statistics and table.check_site_options(preset, {})["adabn"] != "none":
             lines.append(
                 _("This model keeps no statistics of grey values (no batch normalisation): that part is left out.")
             )
@@ -194,10 +191,11 @@ class WayChoice:
             self._context.state.sitePasses = value
 
     def _keep(self, option: Option, value: Any) -> None:
-        state, preset = self._context.state, self._preset()
-        given = json.dumps(self.chosen().options)
-        state.siteOptions = kept(given, option, value, self._usual(preset)[option.name])
-        state.sitePreset = "" if preset == table.DEFAULT_PRESET else preset
+        state, has_statistics = self._context.state, self._has_statistics()
+        way = self._way(has_statistics)
+        usual = settled(way.preset, {}, has_statistics)
+        state.siteOptions = kept(way.options, option, value, usual[option.name])
+        state.sitePreset = "" if way.preset == table.DEFAULT_PRESET else way.preset
 
     def defaults(self) -> None:
         """Set these choices back."""
