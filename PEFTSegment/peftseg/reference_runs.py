@@ -10,7 +10,7 @@ import torch
 
 from peftseg.base_match import Base, base_masks, dice_where_labelled
 from peftseg.device import choose_device
-from peftseg.errors import BadInput, JobCancelled, PeftsegError
+from peftseg.errors import BadInput, JobCancelled, PeftsegError, unknown_name
 from peftseg.events import Reporter
 from peftseg.models import Structure
 from peftseg.reference_scans import Reference, append_run, baselines, check_unchanged, read_references, read_runs
@@ -53,15 +53,17 @@ def run_references(
     Raises
     ------
     BadInput
-        No scan is pinned (for these adapters), or the device is not there.
+        No scan is pinned, or none for one of these adapters; or the device is not there.
     """
     reporter = reporter or Reporter.silent()
-    chosen = [entry for entry in read_references() if not adapters or entry.adapter in adapters]
-    if not chosen:
-        raise BadInput(
-            "There is no reference scan" + (f" of {', '.join(adapters)}." if adapters else "."),
-            "Pin some: `peftseg adapters references add`.",
-        )
+    pinned = read_references()
+    if not pinned:
+        raise BadInput("There is no reference scan.", "Pin some: `peftseg adapters references add`.")
+    known = {entry.adapter for entry in pinned}
+    for name in adapters:
+        if name not in known:
+            raise unknown_name("adapter with reference scans", name, known)
+    chosen = [entry for entry in pinned if not adapters or entry.adapter in adapters]
     place = choose_device(device)
     before = baselines(read_runs())
     rows: list[Row] = []

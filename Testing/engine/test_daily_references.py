@@ -142,6 +142,8 @@ def test_what_cannot_be_pinned_is_refused(pinned, tmp_path):
         add_reference("balls", item.image, item.labels, (replace(BRIGHT, name="liver"),))
     with pytest.raises(BadInput, match="Unknown adapter"):
         add_reference("nobody", item.image, item.labels, BOTH)
+    with pytest.raises(BadInput, match="Unknown adapter with reference scans 'nobody'; valid: balls"):
+        run_references(("balls", "nobody"))
     remove_reference("phantom 1")
     with pytest.raises(BadInput, match="There is no reference scan"):
         run_references()
