@@ -306,8 +306,8 @@ def cancel(arguments: Namespace) -> int:
 def resume(arguments: Namespace) -> int:
     """`peftseg jobs resume ID`."""
     jobdir = jobs.find_job(arguments.id)
-    prepare_resume(jobdir)
     job = config.from_json((jobdir / "job.json").read_text(encoding="utf-8"))
+    prepare_resume(jobdir)
     return run_here(jobdir, arguments.json, show=show_for(job))
 
 
