@@ -15,6 +15,7 @@ from typing import Any
 from peftseg import config
 from peftseg.cli_progress import duration, table
 from peftseg.events import Event
+from peftseg.models import Structure
 
 MOST_NAMES = 8  # structures of a study that are told one by one
 MOST_FAILED = 20  # studies
@@ -38,13 +39,7 @@ def _show(tell: Callable[[Any, Event], list[str]], job: config.Job, ending: Even
 
 def adapted(job: config.AdaptJob, ending: Event) -> list[str]:
     """Of `peftseg adapt`."""
-    names = listed(s.name for s in job.structures)
-    lines = [
-        _wrote_adapter(ending),
-        f"It learnt {names} from {counted(len(job.support), 'labelled scan')} in {spent(ending['seconds'])} "
-        f"({counted(ending['epochs'], 'epoch')}; training loss {ending['loss']:.3g} at the end).",
-        *_trained(ending),
-    ]
+    lines = [_wrote_adapter(ending), _learnt(job.structures, len(job.support), ending), *_trained(ending)]
     if choice := ending.get("choice"):
         lines.append(f"The method was chosen by trying: {choice['label']}. {' '.join(choice['why'])}")
     return [*lines, *_estimated(ending["estimate"]), _how_to_apply(ending)]
@@ -75,7 +70,7 @@ def site_adapted(job: config.SiteAdaptJob, ending: Event) -> list[str]:
 def applied(job: config.ApplyJob, ending: Event) -> list[str]:
     """Of `peftseg apply`, with and without a batch."""
     if "manifest" in ending:
-        return _batch(job, ending)
+        return _batch(ending)
     done, failed = ending["outputs"], ending["failed"]
     lines = [_segmented(len(done), ending["seconds"], failed=len(failed))]
     for output in done:
@@ -92,16 +87,15 @@ def applied(job: config.ApplyJob, ending: Event) -> list[str]:
             lines.append(
                 f"  The doubt is {doubt[most]:.2f} for {most}{', the highest' * (len(doubt) > 1)} (0: as expected, to 1)."
             )
-    lines += [f"Not segmented: {entry['input']}. {entry['message']} {entry['remedy']}".rstrip() for entry in failed]
+    lines += [_failed(f"Not segmented: {entry['input']}.", entry) for entry in failed]
     lines += [f"Left out: {text}" for text in ending.get("left_out", ())]
     return [*lines, _made_by(ending["provenance"])]
 
 
-def _batch(job: config.ApplyJob, ending: Event) -> list[str]:
+def _batch(ending: Event) -> list[str]:
     failed = ending["failed_count"]
     lines = [_segmented(ending["done"], ending["seconds"], ending["skipped"], failed)]
-    told = ending["failed"][:MOST_FAILED]
-    lines += [f"Not segmented: {entry['name']}. {entry['message']} {entry['remedy']}".rstrip() for entry in told]
+    lines += [_failed(f"Not segmented: {entry['name']}.", entry) for entry in ending["failed"][:MOST_FAILED]]
     if failed:
         lines.append("Run the same command again to try these once more; what is done stays.")
     if left_out := len(ending["left_out"]):
@@ -118,7 +112,7 @@ def _batch(job: config.ApplyJob, ending: Event) -> list[str]:
 def checked(job: config.CheckJob, ending: Event) -> list[str]:
     """Of `peftseg check`."""
     lines = [f"Warning: {text}" for text in ending["warnings"]]
-    lines += [f"Scan {p['scan']} cannot be used: {p['message']} {p['remedy']}".rstrip() for p in ending["problems"]]
+    lines += [_failed(f"Scan {problem['scan']} cannot be used:", problem) for problem in ending["problems"]]
     lines += _dices("The model as it is, before adapting, has a Dice of", ending["base_match"])
     if ending["already_matches"]:
         lines.append("It matches your labels already: adapting would hardly help.")
@@ -140,8 +134,7 @@ def ranked(job: config.RankJob, ending: Event) -> list[str]:
         for place, row in enumerate(ending["ranking"], start=1)
     ]
     lines = [table(rows)] if rows else []
-    failed = ((job.inputs[entry["input"]], entry["message"], entry["remedy"]) for entry in ending["failed"])
-    lines += [f"Not ranked: {scan}. {message} {remedy}".rstrip() for scan, message, remedy in failed]
+    lines += [_failed(f"Not ranked: {job.inputs[entry['input']]}.", entry) for entry in ending["failed"]]
     if rows:
         lines.append(f"Label {rows[0]['scan']} next; the score runs from 0 to 1 (label it first).")
     return lines
@@ -149,11 +142,9 @@ def ranked(job: config.RankJob, ending: Event) -> list[str]:
 
 def pretrained(job: config.PretrainJob, ending: Event) -> list[str]:
     """Of `peftseg pretrain`."""
-    names = listed(s.name for s in job.structures)
     lines = [
         f"Wrote the model '{job.id}' to {ending['model']}.",
-        f"It learnt {names} from {counted(len(job.data), 'labelled scan')} in {spent(ending['seconds'])} "
-        f"({counted(ending['epochs'], 'epoch')}; training loss {ending['loss']:.3g} at the end).",
+        _learnt(job.structures, len(job.data), ending),
     ]
     if ending["early_level"] is not None:
         lines.append(f"Its early segmentation head is at level {ending['early_level']}.")
@@ -213,6 +204,17 @@ def _wrote_adapter(ending: Event) -> str:
     return (
         f"Wrote the adapter '{ending['name']}', version {ending['version']}, to {ending['adapter']} ({facts}).{library}"
     )
+
+
+def _learnt(structures: Sequence[Structure], scans: int, ending: Event) -> str:
+    return (
+        f"It learnt {listed(s.name for s in structures)} from {counted(scans, 'labelled scan')} in "
+        f"{spent(ending['seconds'])} ({counted(ending['epochs'], 'epoch')}; training loss {ending['loss']:.3g} at the end)."
+    )
+
+
+def _failed(what: str, entry: Mapping[str, Any]) -> str:
+    return f"{what} {entry['message']} {entry['remedy']}".rstrip()
 
 
 def _trained(ending: Event) -> list[str]:

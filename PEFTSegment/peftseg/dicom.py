@@ -151,12 +151,10 @@ def _read(
 
 def _without_copies(slices: list[_ImagePlane]) -> tuple[list[_ImagePlane], int]:
     """Without the planes of files that show the very image of another; and the number of these files."""
-    places: dict[Path, list[tuple]] = {}
-    for item in slices:
-        own = (item.series, item.size, item.spacing, item.scales, place_of(item.position, item.orientation))
-        places.setdefault(item.file, []).append(own)
-    found = copies({file: tuple(own) for file, own in places.items()})
-    return [item for item in slices if item.file not in found], len(found)
+    found = copies(
+        (s.file, (s.series, s.size, s.spacing, s.scales, place_of(s.position, s.orientation))) for s in slices
+    )
+    return [s for s in slices if s.file not in found], len(found)
 
 
 def _voxels(slices: Sequence[_ImagePlane], shown: dict[Path, str]) -> np.ndarray:

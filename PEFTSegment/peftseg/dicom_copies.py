@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -16,22 +16,26 @@ import SimpleITK as sitk
 COPIES = "{} files are exact copies of others (same place, same voxels) and were left out"
 
 
-def copies(files: Mapping[Path, Hashable]) -> set[Path]:
+def copies(planes: Iterable[tuple[Path, Hashable]]) -> set[Path]:
     """Files that show the very image of an earlier one.
 
     Parameters
     ----------
-    files : mapping
-        File -> where its planes lie and what else tells them apart (echo, time point, ...): only equal ones can be copies.
+    planes : iterable of (Path, hashable)
+        The file of each plane, and where the plane lies and what else tells it apart (echo, time point, ...): only files with
+        equal planes can be copies.
 
     Returns
     -------
     set of Path
         To be left out. A file whose voxels cannot be read is no copy, unless it is another's byte for byte.
     """
+    own: dict[Path, list[Hashable]] = defaultdict(list)
+    for file, what in planes:
+        own[file].append(what)
     alike: dict[Hashable, list[Path]] = defaultdict(list)
-    for file, what in files.items():
-        alike[what].append(file)
+    for file, those in own.items():
+        alike[tuple(those)].append(file)
     found: set[Path] = set()
     for group in alike.values():
         seen: set[bytes] = set()

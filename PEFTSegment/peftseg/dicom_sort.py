@@ -247,14 +247,10 @@ def _without_copies(headers: list[FileHeader]) -> tuple[list[FileHeader], int]:
 
     Files without planes go by their UID.
     """
-
-    def what(header: FileHeader) -> tuple:
-        planes = ((p.size, p.spacing, place_of(p.position, p.orientation), p.facts) for p in header.planes)
-        return tuple(planes)
-
-    found = copies({header.file: what(header) for header in headers if header.planes})
-    once = {header.file if header.planes else header.instance: header for header in reversed(headers)}
-    kept = [h for h in headers if h.file not in found and once[h.file if h.planes else h.instance] is h]
+    planes = (plane for header in headers for plane in header.planes)
+    found = copies((p.file, (p.size, p.spacing, place_of(p.position, p.orientation), p.facts)) for p in planes)
+    once = {header.instance: header for header in reversed(headers) if not header.planes}
+    kept = [h for h in headers if h.file not in found and (h.planes or once[h.instance] is h)]
     return kept, len(headers) - len(kept)
 
 

@@ -134,11 +134,10 @@ def read_source(files: Sequence[SourceFile], what: str = "DICOM output") -> Sour
 
 def _without_copies(planes: list[Plane]) -> list[Plane]:
     """Without files that show the very image of another, as `dicom.read_series` leaves them out."""
-    places: dict[Path, list[tuple]] = {}
-    for plane in planes:
-        uid, place = str(plane.header.get("SeriesInstanceUID", "")), place_of(plane.position, plane.orientation)
-        places.setdefault(plane.file, []).append((uid, plane.spacing, place))
-    found = copies({file: tuple(own) for file, own in places.items()})
+    found = copies(
+        (p.file, (str(p.header.get("SeriesInstanceUID", "")), p.spacing, place_of(p.position, p.orientation)))
+        for p in planes
+    )
     return [plane for plane in planes if plane.file not in found]
 
 

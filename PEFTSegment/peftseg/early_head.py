@@ -30,6 +30,8 @@ from peftseg.paths import atomic_write
 EARLY_FORMAT = 1
 WIDTHS = (12, 8)
 LEARNING_RATE = 1e-3
+EARLY_EPOCHS = 20
+FEWEST_EARLY_STEPS = 200  # few scans make few steps an epoch
 SURE = 0.9  # probability from which the base's own prediction is taken as a label
 
 Batch = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -139,6 +141,11 @@ class EarlyBranch(nn.Module):
             return self.head(features, tuple(x.shape[2:]))
         logits = self.head(features, tuple(x.shape[2:-1]))  # slices (B D, n, H, W) of a volume (B, 1, H, W, D)
         return logits.unflatten(0, (x.shape[0], x.shape[-1])).movedim(1, -1)
+
+
+def epochs_for(steps: int) -> int:
+    """How many epochs of so many steps `fit_early_head` is given."""
+    return max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / steps))
 
 
 def fit_early_head(

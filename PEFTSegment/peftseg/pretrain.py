@@ -16,7 +16,7 @@ from peftseg.adabn import running_norms
 from peftseg.config import PretrainJob
 from peftseg.dataset import load_scans, prepare_scans
 from peftseg.device import choose_device, choose_precision
-from peftseg.early_head import EarlyBranch, fit_early_head, save_early_head
+from peftseg.early_head import EarlyBranch, epochs_for, fit_early_head, save_early_head
 from peftseg.errors import BadInput, unknown_name
 from peftseg.events import Reporter
 from peftseg.grid import Grid
@@ -40,8 +40,6 @@ VOLUME_PATCH = (96, 96, 96)
 SLICES_PATCH = (256, 256, 8)
 VOLUMES_A_STEP = 2  # of networks with running statistics
 SLICE_PATCHES_A_STEP = 4  # 32 slices, as in the CC359 experiments
-EARLY_EPOCHS = 20
-FEWEST_EARLY_STEPS = 200  # few scans make few steps an epoch
 DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "segresnet": {
         "spatial_dims": 3,
@@ -245,8 +243,7 @@ def _fit_early(branch: EarlyBranch, scans: list[Scan], schedule: Schedule, activ
             yield sample_batch(scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
 
     reporter.log(f"Fitting the early segmentation head at level {branch.level}.")
-    epochs = max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / len(epoch_steps(len(scans), 0, schedule))))
-    fit_early_head(branch, batches, activation, epochs, reporter)
+    fit_early_head(branch, batches, activation, epochs_for(len(epoch_steps(len(scans), 0, schedule))), reporter)
 
 
 def _entry(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from torch import nn
 from peftseg.adabn import recalibrate, running_norms
 from peftseg.adapters.base import Attached
 from peftseg.device import choose_precision
-from peftseg.early_head import Batch, EarlyBranch, fit_early_head, load_early_head, load_head_state
+from peftseg.early_head import Batch, EarlyBranch, epochs_for, fit_early_head, load_early_head, load_head_state
 from peftseg.early_levels import find_levels
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
@@ -36,8 +35,6 @@ from peftseg.site_options import (
 )
 from peftseg.weights import architecture, fingerprint, n_outputs
 
-EARLY_EPOCHS = 20
-FEWEST_EARLY_STEPS = 200  # few scans make few steps an epoch
 EARLY_SHARE = 0.5  # of the time limit: that much may go into fitting an early head
 
 
@@ -195,7 +192,7 @@ def _early_branch(
         for places in _head_steps(batches, epoch):
             yield batches.tensor(places), None, None
 
-    epochs = max(EARLY_EPOCHS, math.ceil(FEWEST_EARLY_STEPS / len(_head_steps(batches, 0))))
+    epochs = epochs_for(len(_head_steps(batches, 0)))
     deadline = None if setting.deadline_s is None else time.monotonic() + EARLY_SHARE * setting.deadline_s
     done = len(fit_early_head(branch, labelled_by_itself, setting.entry.activation, epochs, reporter, deadline))
     if done < epochs and not reporter.stop_keep():

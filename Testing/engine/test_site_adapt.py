@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from peftseg import self_training, site_training
+from peftseg import early_head, self_training, site_training
 from peftseg.adabn import copy_statistics
 from peftseg.adapter_file import load_adapter, read_recipe
 from peftseg.apply import run_apply
@@ -48,8 +48,8 @@ def models(tmp_path_factory):
 def accept(monkeypatch):
     """Let the gate accept: random weights find nothing that it could like."""
     monkeypatch.setattr(site_training, "judge", lambda *_: Verdict(ACCEPTED, ("Fine.",), {}))
-    monkeypatch.setattr(site_training, "FEWEST_EARLY_STEPS", 4)
-    monkeypatch.setattr(site_training, "EARLY_EPOCHS", 2)
+    monkeypatch.setattr(early_head, "FEWEST_EARLY_STEPS", 4)
+    monkeypatch.setattr(early_head, "EARLY_EPOCHS", 2)
 
 
 @pytest.fixture
