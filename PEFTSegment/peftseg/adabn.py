@@ -51,7 +51,12 @@ def restore_statistics(network: nn.Module, statistics: dict[str, torch.Tensor]) 
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor], source_weight: float = 0.0) -> list[str]:
+def recalibrate(
+    network: nn.Module,
+    batches: Iterable[torch.Tensor],
+    source_weight: float = 0.0,
+    source: dict[str, torch.Tensor] | None = None,
+) -> list[str]:
     """Give running statistics the mean over batches, in place; everything else stays in eval mode meanwhile.
 
     Parameters
@@ -61,7 +66,9 @@ def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor], source_weig
     batches : iterable of tensor (B, 1, *spatial)
         Of equal weight; moved to the network's device.
     source_weight : float
-        Share of the statistics that were there before, 0 to 1.
+        Share of the source's statistics, 0 to 1.
+    source : dict of str to tensor, optional
+        The source's statistics, from `copy_statistics`; left out, those that are there before.
 
     Returns
     -------
@@ -76,7 +83,7 @@ def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor], source_weig
     norms = running_norms(network)
     if not norms:
         return []
-    source = copy_statistics(network)
+    own_before = copy_statistics(network)
     modes = {module: module.training for module in network.modules()}
     own = {norm: (norm.momentum, norm.num_batches_tracked.clone()) for norm in norms.values()}
     device = next(network.parameters()).device
@@ -92,8 +99,8 @@ def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor], source_weig
             network(batch.to(device))
             count += 1
         _check(network, count)
-        for name, before in source.items():
-            network.get_buffer(name).lerp_(before, source_weight)
+        for name, tensor in (own_before if source is None else source).items():
+            network.get_buffer(name).lerp_(tensor, source_weight)
         done = True
     finally:
         for module, mode in modes.items():
@@ -102,7 +109,7 @@ def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor], source_weig
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(tracked)
         if not done:
-            restore_statistics(network, source)
+            restore_statistics(network, own_before)
     return list(norms)
 
 

@@ -99,9 +99,9 @@ def compare(arguments: Namespace) -> int:
     if arguments.json:
         echo({"event": "finished", **plain(result)})
     else:
-        runs = counted(result["done"], "run")
-        missing = f" {result['missing']} are missing: run the same command again." if result["missing"] else ""
-        print(f"{runs} are done.{missing} Every score is in {result['runs']}.")
+        runs, are = counted(result["done"], "run"), "is" if result["done"] == 1 else "are"
+        missing = f" Missing: {result['missing']}; run the same command again." if result["missing"] else ""
+        print(f"{runs} {are} done.{missing} Every score is in {result['runs']}.")
         print(f"Open the report in a browser: {result['report']}")
     return 1 if result["failed"] else 0
 

@@ -6,7 +6,6 @@ labels one. A month that stands out from the months before it is marked; the rul
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,6 @@ from peftseg import manifest
 from peftseg.errors import BadInput
 from peftseg.paths import write_csv
 
-MEASUREMENTS = "measurements.csv"
 FEWEST = 5  # studies of a month, and of those before it, for a judgement
 MORE_FLAGS = 0.2  # of the studies
 OTHER_VOLUME = 0.25  # of the median
@@ -90,7 +88,6 @@ def read_studies(folders: Iterable[str | Path]) -> tuple[list[StudyFacts], list[
         lines, damaged = _last_lines(path)
         if damaged:
             notes.append(f"{path}: {damaged} line(s) cannot be read and are left out.")
-        volumes = _measured(path.with_name(MEASUREMENTS))
         undated = 0
         for study, line in lines.items():
             if line.get("state") != "done":
@@ -98,7 +95,7 @@ def read_studies(folders: Iterable[str | Path]) -> tuple[list[StudyFacts], list[
             time = _time(line.get("time"))
             undated += time is None
             if time is not None:
-                results.append(_result(study, line, time, volumes.get(study, {})))
+                results.append(_result(study, line, time))
         if undated:
             notes.append(f"{path}: {undated} finished studies have no date and are left out.")
     if not results:
@@ -120,8 +117,8 @@ class _Result:
     facts: StudyFacts
 
 
-def _result(study: str, line: Row, time: datetime, measured: Mapping[str, float]) -> _Result:
-    facts = _facts(line, time.strftime("%Y-%m"), measured)
+def _result(study: str, line: Row, time: datetime) -> _Result:
+    facts = _facts(line, time.strftime("%Y-%m"))
     content = line.get("input_sha256")
     known_by = (study, f"sha256:{content}") if content else (study,)
     return _Result(time, tuple((facts.adapter, name) for name in known_by), facts)
@@ -209,20 +206,7 @@ def _parsed(line: str) -> Row | None:
     return entry if isinstance(entry, dict) and "study" in entry else None
 
 
-def _measured(path: Path) -> dict[str, dict[str, float]]:
-    """Study -> structure -> ml, of a table of measurements; empty without one."""
-    if not path.is_file():
-        return {}
-    found: dict[str, dict[str, float]] = {}
-    with open(path, encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            value = _number(row.get("volume_ml"))
-            if value is not None and row.get("study") and row.get("structure"):
-                found.setdefault(row["study"], {})[row["structure"]] = value
-    return found
-
-
-def _facts(line: Row, month: str, measured: Mapping[str, float]) -> StudyFacts:
+def _facts(line: Row, month: str) -> StudyFacts:
     flags = line.get("flags") if isinstance(line.get("flags"), dict) else {}
     return StudyFacts(
         month,
@@ -230,7 +214,7 @@ def _facts(line: Row, month: str, measured: Mapping[str, float]) -> StudyFacts:
         _number(line.get("distance")),
         {name: found for name, found in flags.items() if isinstance(found, list)},
         _values(line.get("doubt")),
-        _values(line.get("volumes_ml")) or dict(measured),
+        _values(line.get("volumes_ml")),
     )
 
 

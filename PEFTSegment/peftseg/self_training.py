@@ -218,7 +218,16 @@ class _Loop:
 
     @torch.no_grad()
     def _agreement(self) -> float | None:
-        """Mean Dice of early head and final result over the site's scans, as the network is outside of training."""
+        """Mean Dice of early head and final result over the site's scans, of the network as it would be kept."""
+        moved = copy_statistics(self.network)
+        if self.options["adabn"] != "moving":
+            restore_statistics(self.network, self.fixed)
+        try:
+            return self._match()
+        finally:
+            restore_statistics(self.network, moved)
+
+    def _match(self) -> float | None:
         self.network.eval()
         match, activation = Match(), self.training.activation
         for places in self.training.batches.steps(0):

@@ -19,11 +19,12 @@ from torch import nn
 from peftseg.compare_rows import mean_of
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
-from peftseg.infer import ACCUMULATOR_BYTES, ready
+from peftseg.infer import ready
 from peftseg.metrics import dice
 from peftseg.models import Structure
 from peftseg.networks import is_slicewise
 from peftseg.preprocess import Prepared
+from peftseg.segmenter import room_for_logits
 from peftseg.site_transforms import TRANSFORMS, Transform, move, with_power
 from peftseg.structure_facts import MEASURES, measure
 from peftseg.weights import n_outputs
@@ -180,7 +181,7 @@ class _Run:
             image.to(self.device),
             channels,
             self.tiling,
-            limit_bytes=ACCUMULATOR_BYTES,
+            limit_bytes=room_for_logits(self.reporter),
             reporter=self.reporter,
             padding=prepared.background,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftseg.adabn import recalibrate, running_norms
+from peftseg.adabn import copy_statistics, recalibrate, restore_statistics, running_norms
 from peftseg.adapters.base import Attached
 from peftseg.device import choose_precision
 from peftseg.early_head import Batch, EarlyBranch, epochs_for, fit_early_head, load_early_head, load_head_state
@@ -226,8 +226,12 @@ def _train(
 ) -> tuple[SiteHistory, int]:
     """Recalibrate, train, recalibrate, as the options say; returns the history and the number of recalibrated layers."""
     layers: list[str] = []
+    source = copy_statistics(attached.network)
     if recalibrates_before(options):
-        layers = _recalibrate(attached, batches, options, reporter)
+        layers = _recalibrate(attached, batches, options, source, reporter)
+    recalibrated = copy_statistics(attached.network)
+    if options["bn_mode"] == "source":
+        restore_statistics(attached.network, source)
     history = SiteHistory()
     if options["train"] != "none":
         training = SiteTraining(
@@ -245,14 +249,22 @@ def _train(
             reporter.warning(
                 f"{len(history.inert)} trained tensors had no influence on the loss, such as {history.inert[0]}."
             )
+    if options["bn_mode"] == "source":
+        restore_statistics(attached.network, recalibrated)
     if recalibrates_after(options) and options["train"] != "none":
-        layers = _recalibrate(attached, batches, options, reporter)
+        layers = _recalibrate(attached, batches, options, source, reporter)
     if options["adabn"] == "moving":
         layers = list(running_norms(attached.network))
     return history, len(layers)
 
 
-def _recalibrate(attached: Attached, batches: SiteBatches, options: dict[str, Any], reporter: Reporter) -> list[str]:
+def _recalibrate(
+    attached: Attached,
+    batches: SiteBatches,
+    options: dict[str, Any],
+    source: dict[str, torch.Tensor],
+    reporter: Reporter,
+) -> list[str]:
     steps = batches.steps(0)
 
     def watched() -> Iterator[torch.Tensor]:
@@ -261,7 +273,7 @@ def _recalibrate(attached: Attached, batches: SiteBatches, options: dict[str, An
             reporter.progress("recalibrate", number, len(steps))
             yield batches.tensor(places)
 
-    return recalibrate(attached.network, watched(), options["source_weight"])
+    return recalibrate(attached.network, watched(), options["source_weight"], source)
 
 
 def _same_head(merged: nn.Module, anatomy: Anatomy, branch: EarlyBranch | None) -> EarlyBranch | None:

@@ -68,6 +68,15 @@ def test_source_weight_blends_with_the_statistics_of_before():
     assert torch.equal(kept[0].running_mean, source)
 
 
+def test_a_second_pass_blends_with_the_source_and_not_with_the_first_pass():
+    whole, twice = one_norm(), one_norm()
+    source = copy_statistics(twice)
+    recalibrate(whole, batches())
+    for _ in range(2):
+        recalibrate(twice, batches(), 0.5, source)
+    torch.testing.assert_close(twice[0].running_mean, 0.5 * source["0.running_mean"] + 0.5 * whole[0].running_mean)
+
+
 def test_cancelling_leaves_the_statistics_as_they_were():
     network = one_norm()
     before = copy_statistics(network)

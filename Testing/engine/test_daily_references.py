@@ -258,16 +258,6 @@ def test_a_study_in_several_folders_counts_once_with_its_latest_result(tmp_path)
         assert notes == ["Left out because the same adapter segmented the study again later: 2 results."]
 
 
-def test_volumes_are_read_from_the_table_of_measurements_where_the_manifest_has_none(tmp_path):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    line = {"study": "s1", "state": "done", "time": "2026-10-02T08:00:00Z", "adapter": "a"}
-    (folder / "manifest.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-    (folder / "measurements.csv").write_text("study,structure,volume_ml\ns1,liver,12.5\n", encoding="utf-8")
-    (row,) = by_month(read_studies([folder])[0])
-    assert (row["structure"], row["volume_ml_median"]) == ("liver", 12.5)
-
-
 def test_the_chart_is_a_page_a_picture_or_a_table(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     folder = batch(tmp_path / "out", {"2026-08": 6, "2026-09": 6, "2026-10": 6}, flagged=("2026-10",))

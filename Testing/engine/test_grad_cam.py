@@ -22,6 +22,7 @@ from peftseg.grid import Grid
 from peftseg.models import NetworkSpec
 from peftseg.networks import build
 from peftseg.preprocess import Prepared
+from peftseg.windows import logit_slabs
 
 M = ball_in((8, 8, 8))
 
@@ -378,3 +379,22 @@ def test_layers_of_every_kind_of_network_are_found_without_running_it_for_real(n
     assert layers[-1].stride == (1, 1, 1)
     if name == "swinunetr":
         assert [la.stride[0] for la in layers if la.module.startswith("swinViT.layers")] == [4, 8, 16, 32]
+
+
+def test_logits_get_less_room_after_the_system_ended_the_job_for_memory(monkeypatch):
+    rooms = []
+
+    def watched(*arguments, limit_bytes, **options):
+        rooms.append(limit_bytes)
+        return logit_slabs(*arguments, limit_bytes=limit_bytes, **options)
+
+    monkeypatch.setattr("peftseg.explain.grad_cam.logit_slabs", watched)
+    subject, prepared = tiny(), image_of()
+    masks = [
+        predicted_mask(
+            subject, prepared, subject.structures[0].name, CPU, "fp32", Reporter(lambda *_: None, smaller_plan=smaller)
+        )
+        for smaller in (False, True)
+    ]
+    assert rooms[1] < rooms[0]
+    assert torch.equal(*masks)

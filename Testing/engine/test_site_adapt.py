@@ -180,6 +180,15 @@ def test_as_published_statistics_move_in_training_and_without_adabn_go_back(mode
         assert all(torch.equal(before[k], after[k]) for k in before) == stays
 
 
+def test_training_that_changes_nothing_gains_no_agreement_by_statistics_that_go_back(models):
+    rates = {"lr_adapter": 0.0, "lr_norm": 0.0}
+    history = self_train(
+        training_of(models["unet2d"], 3, settled("udas_convlora", own=None, **rates)), Reporter.silent()
+    )
+    assert history.agreement == [history.before] * 3
+    assert history.best_epoch == -1
+
+
 def test_a_batch_in_parts_gives_the_same_adapter(models, monkeypatch):
     states = []
     for voxels in (2**19, 24 * 24):
@@ -307,6 +316,33 @@ def test_one_seed_gives_one_adapter_and_another_seed_another(job, tmp_path, acce
         states.append(load_adapter(tmp_path / f"{file}.safetensors")[1])
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+def adapted(job, **options):
+    """The tensors of an adapter, with these options."""
+    run_site_adapt(replace(job, options=options), Reporter.silent())
+    state = load_adapter(job.out)[1]
+    Path(job.out).unlink()
+    return state
+
+
+def statistics_in(state):
+    return {k: t for k, t in state.items() if "running_" in k}
+
+
+def test_a_share_of_the_models_own_statistics_is_that_share_after_both_passes(job, accept):
+    still = {"lr_adapter": 0.0, "lr_norm": 0.0}
+    model, site = (statistics_in(adapted(job, source_weight=share, **still)) for share in (1.0, 0.0))
+    assert any(not torch.allclose(model[k], site[k], rtol=1e-2) for k in model)
+    for key, tensor in statistics_in(adapted(job, source_weight=0.5, **still)).items():
+        torch.testing.assert_close(tensor, 0.5 * model[key] + 0.5 * site[key])
+
+
+def test_training_with_the_models_own_statistics_is_another_training_that_ends_with_the_sites(job, accept):
+    pre = adapted(job, adabn="before", lr_adapter=1e-2)
+    source = adapted(job, adabn="before", lr_adapter=1e-2, bn_mode="source")
+    assert all(torch.equal(tensor, source[key]) for key, tensor in statistics_in(pre).items())
+    assert any(not torch.equal(tensor, source[key]) for key, tensor in pre.items())
 
 
 def test_a_base_without_early_head_gets_one_that_the_adapter_keeps(models, job, accept):

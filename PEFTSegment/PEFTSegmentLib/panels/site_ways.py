@@ -205,7 +205,10 @@ class WayChoice:
 
 def _file_key(entry: ModelEntry | None) -> tuple:
     path = entry.weights_path if entry is not None else None
-    return () if path is None else (entry.id, str(path), path.stat().st_mtime_ns)
+    try:
+        return () if path is None else (entry.id, str(path), path.stat().st_mtime_ns)
+    except OSError:  # it went away since; the job tells it
+        return (entry.id, str(path))
 
 
 def _technical(preset: str) -> str:

@@ -27,9 +27,10 @@ from peftseg.explain.maps import WindowSum, box_of, pad, voxel_at
 from peftseg.explain.progress import Progress
 from peftseg.explain.subject import Subject
 from peftseg.explain.targets import TARGETS, Target
-from peftseg.infer import ACCUMULATOR_BYTES, ready
+from peftseg.infer import ready
 from peftseg.networks import is_slicewise
 from peftseg.preprocess import Prepared
+from peftseg.segmenter import room_for_logits
 from peftseg.windows import Forward, Tiling, logit_slabs, tile
 
 MEMORY_SHARE = 0.25  # of what is free, for the maps of the layers that share a pass
@@ -60,7 +61,7 @@ def predicted_mask(
             image,
             subject.rows,
             tiling_of(subject, prepared),
-            limit_bytes=ACCUMULATOR_BYTES,
+            limit_bytes=room_for_logits(reporter),
             reporter=reporter,
             padding=prepared.background,
         )

@@ -22,15 +22,15 @@ class Progress:
     """
 
     def __init__(self, reporter: Reporter | None, total: int) -> None:
-        self._reporter, self._total, self._done, self._begun = reporter, total, 0, time.monotonic()
+        self.reporter, self._total, self._done, self._begun = reporter, total, 0, time.monotonic()
 
     def __call__(self) -> None:
         """One more window begins."""
-        if self._reporter is None:
+        if self.reporter is None:
             return
-        self._reporter.check()
+        self.reporter.check()
         left = (time.monotonic() - self._begun) / self._done * (self._total - self._done) if self._done else None
-        self._reporter.progress("windows", min(self._done, self._total), self._total, eta_s=left)
+        self.reporter.progress("windows", min(self._done, self._total), self._total, eta_s=left)
         self._done += 1
 
     def counted(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

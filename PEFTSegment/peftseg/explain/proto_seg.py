@@ -33,8 +33,9 @@ from peftseg.explain.layers import Layer, watched
 from peftseg.explain.maps import Corner, Padded, blending_weights
 from peftseg.explain.progress import Progress
 from peftseg.explain.subject import Subject
-from peftseg.infer import ACCUMULATOR_BYTES, ready
+from peftseg.infer import ready
 from peftseg.preprocess import Prepared
+from peftseg.segmenter import room_for_logits
 from peftseg.windows import logit_slabs
 
 MAP_BYTES = 2**29  # for the maps of one pass; more structures than fit take another pass
@@ -124,7 +125,7 @@ def predict(
             padded.inner(padded.image)[None],
             subject.rows,
             padded.tiling,
-            limit_bytes=ACCUMULATOR_BYTES,
+            limit_bytes=room_for_logits(run.tell.reporter),
             padding=prepared.background,
         )
         for slab in slabs:

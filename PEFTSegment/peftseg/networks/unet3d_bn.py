@@ -16,7 +16,6 @@ from torch.nn import functional
 from peftseg.networks import Anatomy
 
 WIDTH = 16
-LEVELS = 4
 
 
 class _Unit(nn.Module):
