@@ -32,6 +32,7 @@ bench: $(DEV)
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_batch.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_dicom.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_inspect.py
+	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_site.py
 
 # The pictures of Docs/tutorial.md, from the module on the stand-in for Slicer; the adaptation takes its full time.
 screenshots: $(DEV)

@@ -92,7 +92,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome of a search: what to train, why, the seconds that it took, and the best trial's adapter so far."""
+    """The outcome of a search: what to train, why, the seconds that it took, and an adapter of that choice's trials."""
 
     choice: Choice
     facts: dict[str, Any]
@@ -111,6 +111,7 @@ def adapt_scans(setting: Setting, loaded: Sequence[LoadedScan], reporter: Report
     decision = choose(setting, list(loaded), reporter)
     if decision.kept is not None and reporter.stop_keep():
         reporter.warning("Stopped while methods were tried: this adapter has learnt from all labelled scans but one.")
+        decision.kept.attached.network.to(setting.device)
         return replace(decision.kept, choice=decision.facts)
     minutes = _minutes(setting)
     if minutes is not None:
@@ -163,7 +164,10 @@ def choose(setting: Setting, loaded: list[LoadedScan], reporter: Reporter) -> De
     choice = choices[0]
     if search.choices > 1:
         choice = _refine(_race(choices[: search.choices], folds, trial), folds, trial)
+    if reporter.stop_keep():
+        choice = trial.best_at_hand(choice)
     search.why += [f"{label} could not be trained: {message}" for label, message in search.failed.items()]
+    search.why += _not_tried(choices, search)
     for sentence in search.why:
         reporter.log(sentence)
     facts = {
@@ -174,7 +178,7 @@ def choose(setting: Setting, loaded: list[LoadedScan], reporter: Reporter) -> De
         "trial": search.length() if search.choices > 1 else "",
         "scores": {label: [found.get(n) for n in range(len(loaded))] for label, found in search.scores.items()},
     }
-    return Decision(choice, facts, trial.seconds(), trial.kept)
+    return Decision(choice, facts, trial.seconds(), trial.kept.get(choice.label))
 
 
 def usable_folds(loaded: Sequence[LoadedScan], setting: Setting) -> list[int]:
@@ -240,7 +244,10 @@ def _search_share(setting: Setting) -> float:
 def _planned(
     setting: Setting, loaded: list[LoadedScan], choices: list[Choice], folds: list[int], reporter: Reporter
 ) -> Search:
-    """How many methods are tried and for how long, from what the first one costs."""
+    """How many methods are tried and for how long, from what the first one costs.
+
+    Where the time does not suffice, variations of the winner are given up before a method is.
+    """
     first, share, minutes = choices[0].label, _search_share(setting), _minutes(setting)
     if len(choices) == 1:
         return Search(why=[f"{first} is the only method that can be tried."])
@@ -249,7 +256,7 @@ def _planned(
     usual = usual_setting(setting, choices[0])
     ready = get_ready(usual, loaded, _quiet(reporter))
     planned = ready.plan.schedule.epochs
-    for n, varied in [(n, varied) for varied in (True, False) for n in range(len(choices), 1, -1)]:
+    for n, varied in [(n, varied) for n in range(len(choices), 1, -1) for varied in (True, False)]:
         trials = _trials_wanted(n, len(folds), varied)
         if minutes is None:
             limit = SEARCH_TRAININGS * planned * len(loaded)
@@ -261,7 +268,8 @@ def _planned(
             epochs = plan_for(trial, ready.scans[1:], ready.attached, ready.divisor).schedule.epochs
         if epochs >= (SHORTEST if minutes is not None else min(SHORTEST, planned)):
             return search
-    return Search(why=[f"{first} is used: the time is too short to try other methods."])
+    others = listed([choice.label for choice in choices[1:]])
+    return Search(why=[f"{first} is used: the time is too short to try other methods ({others})."])
 
 
 def _trials_wanted(choices: int, folds: int, varied: bool) -> int:
@@ -289,7 +297,8 @@ class _Trial:
         self.reporter, self.quiet = reporter, _quiet(reporter)
         self.before = search.spent if search.minutes is not None else 0.0
         self.started = started
-        self.kept: Adapted | None = None
+        self.kept: dict[str, Adapted] = {}  # choice's label -> of its last trial, on the CPU
+        self.choices: dict[str, Choice] = {}
 
     def seconds(self) -> float:
         """Time that the search has taken, over all starts of the job."""
@@ -317,11 +326,28 @@ class _Trial:
         names = _scored(self.loaded, left_out, self.setting)
         value = statistics.fmean(float(dice(masks[n], self.loaded[left_out].masks[n])) for n in names)
         search.scores.setdefault(choice.label, {})[left_out] = round(value, 4)
-        if value >= max(v for found in search.scores.values() for v in found.values()):
-            self.kept = adapted
+        adapted.attached.network.to("cpu")
+        self.kept[choice.label], self.choices[choice.label] = adapted, choice
         search.spent = self.seconds() if search.minutes is not None else search.spent + search.epochs * len(others)
         _write(self.path, search)
         return search.scores[choice.label][left_out]
+
+    def forget_but(self, choices: Sequence[Choice]) -> None:
+        """Let go of the adapters of all other choices, where there are any of these."""
+        found = {choice.label: self.kept[choice.label] for choice in choices if choice.label in self.kept}
+        self.kept = found or self.kept
+
+    def best_at_hand(self, choice: Choice) -> Choice:
+        """The choice where one of its adapters is at hand, else the best of those that are, by scans that all were tried on.
+
+        A job that was stopped after it had gone on has the scores of before, but no adapters.
+        """
+        if choice.label in self.kept or not self.kept:
+            return choice
+        scans = set.intersection(*(set(self.search.scores[label]) for label in self.kept))
+        label = max(self.kept, key=lambda label: _mean(self.search, self.choices[label], sorted(scans)))
+        self.search.why.append(f"{label} is used: of {choice.label} no adapter is left from before the job went on.")
+        return self.choices[label]
 
     def _report(self, choice: Choice, left_out: int) -> None:
         search, eta = self.search, None
@@ -344,12 +370,14 @@ def _race(choices: list[Choice], folds: list[int], trial: _Trial) -> Choice:
             break
         scored = [choice for choice in alive if trial.score(choice, fold) is not None]
         if trial.reporter.stop_keep():
-            break
+            return _best_so_far(choices, alive, done or [fold], search)
         done.append(fold)
         alive = _still_close(scored, done, search)
-    best = max(alive, key=lambda c: _mean(search, c, done), default=first)
-    if not done:
+        trial.forget_but(alive)
+    if not done or not alive:
+        search.why.append(f"{first.label} is used: no method could be trained and scored on a left-out scan.")
         return first
+    best = max(alive, key=lambda c: _mean(search, c, done))
     search.why.insert(0, _tried(choices, search, len(done)))
     if best == first or first not in alive:
         search.why.append(f"{best.label} is best: {_score_words(search, best, done)}.")
@@ -358,6 +386,17 @@ def _race(choices: list[Choice], folds: list[int], trial: _Trial) -> Choice:
     words = f"{best.label} against {first.label}: {gain:+.3f} Dice on {len(done)} scan(s), which varies by {noise:.3f}"
     search.why.append(f"{words}: {best.label if gain > noise else first.label} is used.")
     return best if gain > noise else first
+
+
+def _best_so_far(choices: list[Choice], alive: list[Choice], scans: list[int], search: Search) -> Choice:
+    """The best of those that were tried on all of these scans, where the user stops the race."""
+    complete = [c for c in alive if set(scans) <= set(search.scores.get(c.label, {})) and c.label not in search.failed]
+    if not complete:
+        return choices[0]
+    best = max(complete, key=lambda c: _mean(search, c, scans))
+    words = f"of {listed([c.label for c in complete])}, {best.label} is best"
+    search.why.append(f"The search was stopped: {words}, {_score_words(search, best, scans)}.")
+    return best
 
 
 def _still_close(alive: list[Choice], done: list[int], search: Search) -> list[Choice]:
@@ -380,24 +419,45 @@ def _refine(best: Choice, folds: list[int], trial: _Trial) -> Choice:
     if len(done) < 2:
         return best
     for varied in _worth_trying(best, trial.setting):
-        if trial.reporter.stop_keep() or not search.affords(2):
+        if trial.reporter.stop_keep():
             break
-        used: list[int] = []
-        for fold in done:
-            if trial.score(varied, fold) is None:
-                break
-            used.append(fold)
-            gain, noise = _difference(search, varied, best, used)
-            if gain <= 0 or not search.affords(1):
-                break
-        if len(used) < 2:
-            continue
-        gain, noise = _difference(search, varied, best, used)
-        taken = gain > noise
-        words = f"{varied.label}: {gain:+.3f} Dice on {len(used)} scans, which varies by {noise:.3f}"
-        search.why.append(f"{words}: {'taken' if taken else 'not taken'}.")
-        best = varied if taken else best
+        if not search.affords(2):
+            search.why.append(
+                f"{varied.label}, and what else could be varied, was not tried: the time did not suffice."
+            )
+            break
+        used = _scans_of_variation(varied, best, done, trial)
+        if _is_taken(varied, best, used, search):
+            best = varied
+        trial.forget_but([best])
     return best
+
+
+def _scans_of_variation(varied: Choice, best: Choice, done: list[int], trial: _Trial) -> list[int]:
+    """The scans on which a variation was tried: no more once it is not ahead, or the time is used."""
+    used: list[int] = []
+    for fold in done:
+        if trial.score(varied, fold) is None:
+            break
+        used.append(fold)
+        gain, _ = _difference(trial.search, varied, best, used)
+        if gain <= 0 or not trial.search.affords(1):
+            break
+    return used
+
+
+def _is_taken(varied: Choice, best: Choice, used: list[int], search: Search) -> bool:
+    """Whether a variation takes the best one's place, with the reason; one that could not be trained is named elsewhere."""
+    if not used:
+        return False
+    gain, noise = _difference(search, varied, best, used)
+    if len(used) == 1:
+        why = "no better than without" if gain <= 0 else "which is too little to tell"
+        search.why.append(f"{varied.label}: {gain:+.3f} Dice on one scan, {why}: not taken.")
+        return False
+    words = f"{varied.label}: {gain:+.3f} Dice on {len(used)} scans, which varies by {noise:.3f}"
+    search.why.append(f"{words}: {'taken' if gain > noise else 'not taken'}.")
+    return gain > noise
 
 
 def _worth_trying(best: Choice, setting: Setting) -> Iterator[Choice]:
@@ -430,6 +490,16 @@ def _difference(search: Search, choice: Choice, other: Choice, folds: list[int])
 def _tried(choices: list[Choice], search: Search, folds: int) -> str:
     names = listed([choice.label for choice in choices])
     return f"Tried {names}, {search.length()} each, on {folds} scan(s) that were left out one at a time."
+
+
+def _not_tried(choices: list[Choice], search: Search) -> list[str]:
+    """Sentences about the methods that fit the model but were not tried; none where nothing was."""
+    if search.choices < 2:
+        return []
+    planned, beyond = choices[: search.choices], choices[search.choices :]
+    unreached = [c for c in planned if c.label not in search.scores and c.label not in search.failed]
+    reasons = ((beyond, "the time did not suffice"), (unreached, "the search was stopped before"))
+    return [f"Not tried: {listed([c.label for c in left])}; {reason}." for left, reason in reasons if left]
 
 
 def _score_words(search: Search, choice: Choice, folds: list[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import SUPPRESS, Action, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,18 @@ from peftseg import config, jobs
 from peftseg.cli_endings import show_for
 from peftseg.cli_jobs import run_here
 from peftseg.licences import usable
-from peftseg.site_options import DEFAULT_PRESET, PRESETS, SITE_OPTIONS, check_site_options
+from peftseg.site_options import DEFAULT_PRESET, PRESET_TITLES, PRESETS, SITE_OPTIONS, check_site_options
 
 REFUSED = 5  # exit code: the adaptation is done, and the gate refused it, so that no adapter was written
+
+
+class _List(Action):
+    """`--list`, as `--help`: print and leave; what else the command needs may be missing."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        """Called by argparse."""
+        print(presets_and_options())
+        parser.exit()
 
 
 def add_subcommands(subparsers: Any) -> None:
@@ -23,6 +32,7 @@ def add_subcommands(subparsers: Any) -> None:
         help=f"adapt a model to a site's scans without labels; exit code {REFUSED}: refused, no adapter written",
     )
     add = parser.add_argument
+    add("--list", action=_List, nargs=0, default=SUPPRESS, help="print what presets and options mean, and exit")
     add("--model", required=True, metavar="ID|DIR", help="a model of the catalogue, or a model folder")
     add("--unlabelled", nargs="+", required=True, metavar="PATH", help="the site's scans: folders, files, DICOM series")
     add("--out", required=True, metavar="FILE", help="the adapter to write, *.safetensors")
@@ -37,6 +47,29 @@ def add_subcommands(subparsers: Any) -> None:
     add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
     options.add_run_options(parser)
     parser.set_defaults(run=run_site_adapt)
+
+
+def presets_and_options() -> str:
+    """What `--list` prints: every preset with the options that it sets, then every option as `peftseg methods` does."""
+    lines = ["Presets, and what they set:"]
+    for preset, title in PRESET_TITLES.items():
+        lines += [f"    {preset}: {title}.", f"        {settings_of(preset) or 'all defaults'}"]
+    lines.append("Options, with the defaults that hold where the preset sets nothing else:")
+    for option in SITE_OPTIONS:
+        limits = f" ({', '.join(option.choices)})" if option.choices else ""
+        default = "" if option.default is None else f"={typed(option.default)}"
+        lines.append(f"    {option.name}{default}{limits}: {option.help}")
+    return "\n".join(lines)
+
+
+def settings_of(preset: str) -> str:
+    """The options that a preset sets, as they are typed; empty where it sets none."""
+    return ", ".join(f"{name}={typed(value)}" for name, value in PRESETS[preset].items())
+
+
+def typed(value: Any) -> str:
+    """A value as it is written in --option."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def run_site_adapt(arguments: Namespace) -> int:

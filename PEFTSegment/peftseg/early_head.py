@@ -259,24 +259,32 @@ def own_labels(logits: torch.Tensor, activation: str) -> tuple[torch.Tensor, tor
 
 def save_early_head(folder: Path, branch: EarlyBranch) -> None:
     """Write the head beside the weights of a MODELDIR; it is no part of the base's fingerprint."""
+    write_head(Path(folder) / EARLY_FILE, branch)
+
+
+def write_head(path: Path, branch: EarlyBranch, seconds: float | None = None) -> None:
+    """Write the head and its level, and how long fitting took where a job is to go on with it."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in branch.head.state_dict().items()}
-    facts = {"format": EARLY_FORMAT, "level": branch.level}
-    with atomic_write(Path(folder) / EARLY_FILE) as temporary:
+    facts = {"format": EARLY_FORMAT, "level": branch.level} | ({} if seconds is None else {"seconds": seconds})
+    with atomic_write(path) as temporary:
         save_file(state, temporary, metadata={"early_head": json.dumps(facts)})
 
 
 def load_early_head(entry: ModelEntry) -> tuple[int, dict[str, torch.Tensor]] | None:
     """Level and state of the head beside a model's weights, or None where there is none; BadInput for a damaged file."""
     path = entry.directory / EARLY_FILE if entry.directory else None
-    if path is None or not path.is_file():
-        return None
+    return read_head(path)[:2] if path is not None and path.is_file() else None
+
+
+def read_head(path: Path) -> tuple[int, dict[str, torch.Tensor], float]:
+    """Level, state and seconds (0 where nobody kept them) of `write_head`; BadInput for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["early_head"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if facts["format"] != EARLY_FORMAT:
             raise ValueError(f"format {facts['format']}")
-        return int(facts["level"]), state
+        return int(facts["level"]), state, float(facts.get("seconds", 0.0))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"The early segmentation head {path} cannot be read ({error}).",

@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 from peftseg.compare_rows import mean_of
 from peftseg.events import plain
 from peftseg.gate_measures import Facts, Measure, measures, overall
+from peftseg.verdicts import ACCEPTED, REFUSED, WARNING
 
 if TYPE_CHECKING:
     from peftseg.site_evidence import Evidence
 
-ACCEPTED, WARNING, REFUSED = "accepted", "warning", "refused"
 NOTHING = "Nothing is found in the scans with the adapted model: there is nothing to judge it by."
 NO_BASIS = (
     "The model as it is found nothing in the scans, so nothing tells whether the adapted one is better: label a few of "
     "them, or choose another model."
+)
+DIFFERENT = (
+    "The model as it is and the adapted one find different things in the scans, so nothing tells whether the adapted one is "
+    "better: label a few of them, or choose another model."
 )
 COMPARED = ("transform_drop", "early_drop", "confidence_drop", "edge_drop", "departure")  # with the base's own results
 FEWEST_SCANS = 3  # fewer say little about a site
@@ -50,11 +54,13 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
     {
         "not_found": Limit(warn=0.0, refuse=0.188),
         "volume_worse": Limit(warn=0.0, refuse=0.0485),
-        "transform_drop": Limit(warn=0.00259, refuse=0.118),
+        "transform_drop": Limit(warn=0.00202, refuse=0.118),
         "early_drop": Limit(warn=0.00466, refuse=0.222),
         "confidence_drop": Limit(warn=0.00374, refuse=0.0118),
-        "edge_drop": Limit(warn=0.00345, refuse=0.148),
-        "departure": Limit(warn=0.0445, refuse=0.178),
+        "edge_drop": Limit(warn=0.00345, refuse=0.146),
+        "departure": Limit(warn=0.0444, refuse=0.178),
+        "elongation_worse": Limit(warn=0.0, refuse=1.05),
+        "pieces_worse": Limit(warn=0.00849, refuse=1.66),
     }
 )
 
@@ -100,8 +106,7 @@ def judge(
     status = status_of({name: measure.value for name, measure in found.items()}, limits)
     facts = _facts(before, after, found, limits)
     if all(math.isnan(found[name].value) for name in COMPARED):
-        empty = not any(v > 0 for values in after.volumes.values() for v in values)
-        return Verdict(REFUSED, (NOTHING if empty else NO_BASIS,), facts)
+        return Verdict(REFUSED, (_why_not_comparable(before, after),), facts)
     if status == REFUSED:
         words = [found[name].words for name in judged if found[name].value > limits[name].refuse]
         return Verdict(REFUSED, tuple(words) or (NOTHING,), facts)
@@ -118,6 +123,16 @@ def status_of(values: Mapping[str, float], limits: Mapping[str, Limit]) -> str:
     if not known or any(value > limit.refuse for value, limit in known):
         return REFUSED
     return WARNING if any(value > limit.warn for value, limit in known) else ACCEPTED
+
+
+def _why_not_comparable(before: Evidence, after: Evidence) -> str:
+    if not _finds_something(after):
+        return NOTHING
+    return DIFFERENT if _finds_something(before) else NO_BASIS
+
+
+def _finds_something(evidence: Evidence) -> bool:
+    return any(volume > 0 for values in evidence.volumes.values() for volume in values)
 
 
 def _doubts(after: Evidence, structure_facts: Facts | None) -> list[str]:

@@ -19,6 +19,7 @@ ACCEPTED_HARM, REFUSED_HELP = 0.05, 0.20  # the aims: shares of harmful adapters
 REFUSED_NEUTRAL = 1.0  # refusing all that changes little is as bad as missing one of these aims by its own size
 ALONE = 1.5  # harmful trials that a limit must catch more than: what one trial alone asks for is chance
 SAFE_SHARE, SAFE_MARGIN = 1.0, 0.1  # beyond helpful trials: the upper half of their range, and at least
+GUARD_MARGIN = 1.0  # of guards: times e, or a whole piece more; what lies beyond is no matter of degree
 USUAL = 0.9  # of the trials without harm get no warning from a check
 Z95 = 1.959964
 
@@ -91,7 +92,9 @@ def error_rates(trials: Iterable[Trial], limits: Mapping[str, Limit]) -> dict[st
     }
 
 
-def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[str] = ()) -> dict[str, Limit]:
+def fit_limits(
+    trials: Sequence[Trial], checks: Sequence[str], always: Sequence[str] = (), guards: Sequence[str] = ()
+) -> dict[str, Limit]:
     """Set the limits of the checks.
 
     The refused helpful and the accepted harmful trials are counted, both weighed by the aims: one harmful trial of a
@@ -109,11 +112,13 @@ def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[
     always : sequence of str
         Those of them that get a limit far beyond all helpful trials when they are not needed: the next site's harm may show
         there.
+    guards : sequence of str
+        Other measures, which take no part in the search and get such a limit that is farther still.
 
     Returns
     -------
     dict
-        Check -> Limit, in the order of `checks`; those that bring nothing have none.
+        Check -> Limit, in the order of `checks` and `guards`; those that bring nothing have none.
 
     Raises
     ------
@@ -134,6 +139,7 @@ def fit_limits(trials: Sequence[Trial], checks: Sequence[str], always: Sequence[
     found = [_descend(tables, start) for start in (none, np.where(np.isfinite(spare), spare, np.inf))]
     refuse = min(found, key=lambda limits: _cost(tables, limits))
     refuse = np.where(np.isinf(refuse) & np.isin(checks, always), _safe(tables.helpful), refuse)
+    checks, refuse = [*checks, *guards], [*refuse, *_safe(_table(helpful, guards), GUARD_MARGIN)]
     usual = _table([t for t in trials if not t.harmful], checks)
     return {
         check: Limit(warn=float(min(limit, np.nanquantile(usual[:, c], USUAL))), refuse=float(limit))
@@ -169,8 +175,8 @@ def _descend(tables: _Tables, limits: np.ndarray) -> np.ndarray:
         cost, limits = best
 
 
-def _safe(good: np.ndarray) -> np.ndarray:
-    """Limits beyond all helpful trials by a margin; infinite for checks that none of them knows.
+def _safe(good: np.ndarray, least: float = SAFE_MARGIN) -> np.ndarray:
+    """Limits beyond all helpful trials by a margin of at least `least`; infinite for checks that none of them knows.
 
     Values below 0 are improvements, and make no margin larger.
     """
@@ -179,7 +185,7 @@ def _safe(good: np.ndarray) -> np.ndarray:
         known = column[np.isfinite(column)]
         if len(known):
             half = known.max() - max(np.median(known), 0.0)
-            limits[check] = known.max() + max(SAFE_SHARE * half, SAFE_MARGIN)
+            limits[check] = known.max() + max(SAFE_SHARE * half, least)
     return limits
 
 

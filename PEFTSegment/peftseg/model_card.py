@@ -8,11 +8,17 @@ from typing import Any
 
 from peftseg.adapters.table import METHODS
 from peftseg.models import ModelEntry
+from peftseg.verdicts import ACCEPTED, REFUSED, REMARKS, WARNING, stored_status
 
 Shown = Mapping[str, Any]
 LOW = 0.7  # mean Dice of left-out scans under which the card warns
 STATES = ("labelled", "partly labelled", "absent", "not labelled")
 MOST_ANCESTORS = 5
+JUDGED = {
+    ACCEPTED: "accepted",
+    WARNING: "accepted with a warning",
+    REFUSED: "refused, and kept all the same",
+}
 
 
 def model_card(shown: Shown, base: ModelEntry | None = None) -> str:
@@ -81,10 +87,10 @@ def _training(shown: Shown) -> list[str]:
     record = shown["record"]
     shots = record.get("shots")
     if shots is None:
-        verdict = record.get("gate", {})
         lines = [f"- {record.get('unlabelled_scans', 'Some')} scans of the site, without labels."]
-        if verdict:
-            lines.append(f"- Judged before it was kept: {verdict['status']}. {' '.join(verdict['reasons'])}".rstrip())
+        if status := stored_status(record):
+            reasons = " ".join(record["gate"].get("reasons", []))
+            lines.append(f"- Judged before it was kept: {JUDGED[status]}. {reasons}".rstrip())
         return lines
     lines = [f"- {_count(shots, 'labelled scan')}."]
     for name, found in record.get("labelled", {}).items():
@@ -133,6 +139,8 @@ def _limits(shown: Shown) -> list[str]:
         f"- Works at a voxel size of {spacing} mm: what is finer than that is lost.",
         "- Segments nothing but the structures above, and does not notice that a scan is of another body part.",
     ]
+    if remark := REMARKS.get(stored_status(record)):
+        lines.append(f"- {remark}")
     partly = [name for name, found in record.get("labelled", {}).items() if found.get("labelled", 0) < 3]
     if partly:
         lines.append(f"- Few examples: {', '.join(partly)} was fully labelled in fewer than three scans.")

@@ -58,7 +58,8 @@ class Intensity:
     kind : str
         "window": clip to [low, high], map to [out_low, out_high] (CT, Hounsfield units);
         "zscore": mean 0 and standard deviation 1 over voxels that are not 0;
-        "percentile": clip to the low-th and high-th percentile of the voxels that are not 0, map to [out_low, out_high];
+        "percentile": clip to the low-th and high-th percentile of the voxels that are not 0 (0 and 100: smallest and largest
+        of all voxels), map to [out_low, out_high];
         "nonzero_range": voxels of exactly 0 take the mean of the others, then smallest to largest value map to
         [out_low, out_high], on the resampled study (MONAI's NormalizeIntensity(nonzero) and ScaleIntensity);
         "zscore_all", "zscore_inside", "range01", "none": nnU-Net's, for the scheme "nnunet" only (see

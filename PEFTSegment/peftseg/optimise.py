@@ -287,8 +287,10 @@ class _Loop:
         self.loss = softmax_loss if activation == "softmax" else sigmoid_loss
         self.peaks = [group["lr"] for group in groups]
         self.optimiser = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0)
+        self.apart = _stepped_elsewhere(trainable.network, groups)
         self.device = next(trainable.network.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=schedule.precision == "fp16")
+        self.skipped = False  # whether the last step's gradients were beyond half precision
         self.epoch = 0
         self.history = History(planned=schedule.epochs)
         self.micro_batch = schedule.micro_batch
@@ -342,8 +344,9 @@ class _Loop:
             value = self._step_within_memory(keys)
             if not math.isfinite(value):
                 return value
-            done = self.history.share(self.epoch + (number + 1) / len(steps))
-            self.trainable.after_step(self.optimiser.param_groups[0]["lr"], done)
+            if not self.skipped:
+                done = self.history.share(self.epoch + (number + 1) / len(steps))
+                self.trainable.after_step(self.optimiser.param_groups[0]["lr"], done)
             total += value * len(keys)
         return total / sum(len(keys) for keys in steps)
 
@@ -355,7 +358,7 @@ class _Loop:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self.optimiser.zero_grad(set_to_none=True)
+                self._zero_grad()
             self._shrink()
 
     def _shrink(self) -> None:
@@ -376,8 +379,13 @@ class _Loop:
                 "Close other programs, choose a smaller model, or run on a machine with more memory.",
             )
 
+    def _zero_grad(self) -> None:
+        for optimiser in (self.optimiser, self.apart):
+            if optimiser is not None:
+                optimiser.zero_grad(set_to_none=True)
+
     def _step(self, keys: list[tuple[int, int, int]]) -> float:
-        self.optimiser.zero_grad(set_to_none=True)
+        self._zero_grad()
         value = 0.0
         for start in range(0, len(keys), self.micro_batch):
             part = keys[start : start + self.micro_batch]
@@ -390,12 +398,17 @@ class _Loop:
         if penalty is not None:
             self.scaler.scale(penalty).backward()
         self.scaler.unscale_(self.optimiser)
+        if self.apart is not None:
+            self.scaler.unscale_(self.apart)
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip_norm)
         if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
             return math.nan
+        before = self.scaler.get_scale()
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        # The scale falls where a gradient was not finite: nothing may move or be remembered by it.
+        self.skipped = self.scaler.get_scale() < before
         return value
 
     def _forward(self, keys: list[tuple[int, int, int]]) -> torch.Tensor:
@@ -479,6 +492,17 @@ class _Loop:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.facts["scaler"])
         self.epoch = saved.facts["epoch"]
+
+
+def _stepped_elsewhere(network: nn.Module, groups: list[dict[str, Any]]) -> torch.optim.Optimizer | None:
+    """What is trained but in no group, such as ARENA's published gates, which `after_step` moves by their gradient.
+
+    An optimiser that never steps: the scaler takes its factor out of gradients by optimiser. These stay out of the groups,
+    where they would count in the norm that gradients are clipped to.
+    """
+    grouped = {id(parameter) for group in groups for parameter in group["params"]}
+    apart = [p for p in network.parameters() if p.requires_grad and id(p) not in grouped]
+    return torch.optim.SGD(apart, lr=0.0) if apart else None
 
 
 def _feature_cache(trainable: Trainable, device: torch.device, reporter: Reporter) -> FeatureCache | None:

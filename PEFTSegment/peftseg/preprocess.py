@@ -67,8 +67,9 @@ def prepare(volume: Volume, recipe: Preprocessing) -> Prepared:
     volume : Volume
         (I, J, K) float32, any orientation and spacing.
     recipe : Preprocessing
-        See its docstring. Statistics of "zscore" and "percentile" come from the study's own voxels that are not 0; the
-        mapping applies to all voxels, so air stays darker than tissue.
+        See its docstring. Statistics of "zscore" and "percentile" come from the study's own voxels that are not 0,
+        but percentiles 0 and 100 are the smallest and the largest value of all; the mapping applies to all voxels, so air
+        stays darker than tissue.
 
     Returns
     -------
@@ -125,6 +126,9 @@ def _mapping(array: np.ndarray, intensity: Intensity) -> tuple[float, float, flo
             return _between(0.0, 0.0, intensity)
         sample = values[:: max(1, values.size // PERCENTILE_SAMPLES)]
         low, high = np.percentile(sample, [intensity.low, intensity.high])
+        # The ends of the range are those of all voxels: a sample may miss them, and clip what is brightest.
+        low = array.min() if intensity.low == 0 else low
+        high = array.max() if intensity.high == 100 else high
         return _between(float(low), float(high), intensity)
     mean = float(values.mean(dtype=np.float64)) if values.size else 0.0
     spread = float(values.std(dtype=np.float64)) if values.size else 0.0

@@ -115,7 +115,7 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     Returns
     -------
     dict
-        "model" (folder), "epochs", "seconds", "loss", "early_level" (None: no early head).
+        "model" (folder), "epochs", "seconds", "loss", "early_level" (None: no early head, as after stop and keep).
     """
     out = Path(job.out)
     if out.exists() and any(out.iterdir()):
@@ -139,8 +139,9 @@ def run_pretrain(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     history = fit(WholeNetwork(network), groups, prepared, schedule, job.activation, reporter, deadline, names)
     entry = _entry(job, spec, recipe, _window(network, schedule.patch), history)
     facts = scan_facts(loaded, entry, network, anatomy, device, reporter)
+    if early is not None and not _fit_early(early, prepared, schedule, job.activation, reporter):
+        early = None
     if early is not None:
-        _fit_early(early, prepared, schedule, job.activation, reporter)
         facts["early_level"] = early.level
     entry = dataclasses.replace(entry, record=entry.record | facts)
     reporter.check()
@@ -234,16 +235,28 @@ def _window(network: nn.Module, patch: tuple[int, int, int]) -> tuple[int, int, 
     return (*patch[:2], SLICES_AT_ONCE) if is_slicewise(network) else patch
 
 
-def _fit_early(branch: EarlyBranch, scans: list[Scan], schedule: Schedule, activation: str, reporter: Reporter) -> None:
-    """Fit the early segmentation head to the labels; the trained network before it stays as it is."""
+def _fit_early(branch: EarlyBranch, scans: list[Scan], schedule: Schedule, activation: str, reporter: Reporter) -> bool:
+    """Fit the early segmentation head to the labels; the trained network before it stays as it is.
+
+    False, and a warning, where the user stopped before it was fitted: a model without a head is better than one with a
+    head that has learnt next to nothing, because adaptation fits one where there is none.
+    """
 
     def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for keys in epoch_steps(len(scans), epoch, schedule):
             reporter.check()
             yield sample_batch(scans, keys, schedule.patch, schedule.augmentation, schedule.seed)
 
-    reporter.log(f"Fitting the early segmentation head at level {branch.level}.")
-    fit_early_head(branch, batches, activation, epochs_for(len(epoch_steps(len(scans), 0, schedule))), reporter)
+    epochs, done = epochs_for(len(epoch_steps(len(scans), 0, schedule))), 0
+    if not reporter.stop_keep():
+        reporter.log(f"Fitting the early segmentation head at level {branch.level}.")
+        done = len(fit_early_head(branch, batches, activation, epochs, reporter))
+    if done < epochs:
+        reporter.warning(
+            "Stopped early: the model is kept without an early segmentation head, the small extra part that helps to "
+            "adapt it to scans without labels. `peftseg site-adapt` makes one itself where it needs one."
+        )
+    return done == epochs
 
 
 def _entry(

@@ -25,6 +25,7 @@ from peftseg.errors import OutOfMemory
 from peftseg.events import Reporter
 from peftseg.losses import Match
 from peftseg.optimise import slow_down
+from peftseg.segmenter import SMALLER
 from peftseg.site_batches import Place, SiteBatches
 from peftseg.site_losses import as_labels, mean_dice, probabilities, pseudo_labels, site_loss
 from peftseg.site_teaching import Teaching
@@ -128,9 +129,11 @@ class _Loop:
 
     def _parts_at_once(self) -> int:
         """Parts of a step that go through the network at once; batch statistics need all of them together."""
-        if self.moves:
-            return self.training.batches.per_step
-        return max(1, VOXELS_AT_ONCE // math.prod(self.training.batches.patch))
+        batches = self.training.batches
+        return batches.per_step if self.moves else batches.parts_within(self._voxels_at_once())
+
+    def _voxels_at_once(self) -> int:
+        return VOXELS_AT_ONCE // (SMALLER if self.reporter.smaller_plan else 1)
 
     # epochs
 
@@ -239,7 +242,7 @@ class _Loop:
         return mean_dice(match)
 
     def _eval_parts(self) -> int:
-        return max(1, VOXELS_AT_ONCE // math.prod(self.training.batches.patch))
+        return self.training.batches.parts_within(self._voxels_at_once()) if self.moves else self.micro
 
     def _select(self) -> None:
         history = self.history
@@ -323,7 +326,8 @@ class _Loop:
             self.teacher.load_state({k: t for k, t in own.items() if not k.startswith(STATISTICS)})
         load_slots(self.optimiser, saved.optimiser)
         torch.set_rng_state(saved.random)
-        self.epoch, self.micro = saved.facts["epoch"], saved.facts["micro"]
+        self.epoch = saved.facts["epoch"]
+        self.micro = min(self.micro, saved.facts["micro"])  # memory may have become scarce since
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -23,9 +23,9 @@ from peftseg.networks import Anatomy
 from peftseg.preprocess import Prepared, prepare
 from peftseg.site_attach import early_to_state
 from peftseg.site_checks import mixed_sites, modality_warnings
-from peftseg.site_layers import layer_moments
+from peftseg.site_layers import statistics_of
 from peftseg.site_options import SITE, check_site_options, planned_epochs
-from peftseg.site_statistics import ScanStatistics, measure_scan, site_record
+from peftseg.site_statistics import ScanStatistics, site_record
 from peftseg.site_training import SiteAdapted, SiteSetting, adapt_site
 from peftseg.study import find_inputs
 from peftseg.train import check_output, save_result
@@ -126,9 +126,12 @@ def _read(
         reporter.check()
         volume = read_volume(path, job.replace_nonfinite)
         prepared = prepare(volume, entry.preprocessing)
-        layers = layer_moments(network, anatomy, prepared, entry.window, device, reporter)
         scans.append(prepared)
-        statistics.append(measure_scan(volume, prepared, entry.preprocessing, layers))
+        statistics.append(
+            statistics_of(
+                volume, entry.preprocessing, network, anatomy, entry.window, device, reporter, prepared=prepared
+            )
+        )
         reporter.progress("read", number, len(paths))
     return scans, statistics
 

@@ -1,7 +1,8 @@
 """Batches of unlabelled scans: parts that cover the scans, mixed over all of them, the same in every run of one seed.
 
 Of a network of slices a part is a slice, and a step takes 32 of them (METHODS 3.5); of a network of volumes it is a
-window. Scans are not augmented, and every scan has the same share in the statistics of normalisation.
+window. Scans are not augmented. The parts of all scans are pooled: in the statistics of normalisation a scan counts by the
+number of its parts, which of volumes are at most `MOST_VOLUMES` an epoch.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class SiteBatches:
             return places
         rng = rng_for(self.seed, SITE_KEY, epoch, scan)
         return [places[i] for i in sorted(rng.choice(len(places), MOST_VOLUMES, replace=False))]
+
+    def parts_within(self, voxels: int) -> int:
+        """Parts of a step that have so many voxels together, at least one."""
+        return max(1, min(self.per_step, voxels // math.prod(self.patch)))
 
     def tensor(self, places: Sequence[Place]) -> torch.Tensor:
         """(B, 1, *patch) float32 on the processor; for a network of slices (1, 1, H, W, B)."""

@@ -16,6 +16,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
+from peftseg.apply_steps import within_memory
 from peftseg.compare_rows import mean_of
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
@@ -108,6 +109,9 @@ def collect_evidence(
 ) -> Evidence:
     """Segment scans as they are and slightly changed, and measure the results.
 
+    A scan for which the device's memory does not suffice is done on the processor, with a warning; the network may lie
+    there afterwards.
+
     Parameters
     ----------
     network : nn.Module
@@ -130,18 +134,25 @@ def collect_evidence(
         There is no scan.
     JobCancelled
         The user cancelled.
+    OutOfMemory
+        A scan does not fit into memory.
     """
     if not prepared_scans:
         raise BadInput("There is no scan to check the adaptation with.", "Give at least one scan without labels.")
     names = tuple(s.name for s in structures)
     outputs = n_outputs(tuple(structures), activation)
-    per_scan = []
-    with ready(_Stacked(network, early), device, precision) as forward:
-        for prepared in prepared_scans:
-            size = window_for(prepared.image.shape[1:], smallest_window, window, window_step)
-            tiling = tile(prepared.image.shape[1:], size, overlap, prepared.scheme, is_slicewise(network))
-            run = _Run(forward, outputs, early is not None, activation, tiling, device, reporter)
-            per_scan.append(_evidence_of_scan(run, prepared, names))
+    stacked, per_scan = _Stacked(network, early), []
+    for number, prepared in enumerate(prepared_scans, start=1):
+        size = window_for(prepared.image.shape[1:], smallest_window, window, window_step)
+        tiling = tile(prepared.image.shape[1:], size, overlap, prepared.scheme, is_slicewise(network))
+
+        def look(place: torch.device, prepared: Prepared = prepared, tiling: Tiling = tiling) -> dict[str, object]:
+            with ready(stacked, place, precision) as forward:
+                run = _Run(forward, outputs, early is not None, activation, tiling, place, reporter)
+                return _evidence_of_scan(run, prepared, names)
+
+        what = f"Checking the adaptation with scan {number} of {len(prepared_scans)}"
+        per_scan.append(within_memory(look, device, what, reporter or Reporter.silent()))
     return _by_structure(names, per_scan, early is not None)
 
 

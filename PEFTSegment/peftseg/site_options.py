@@ -97,7 +97,7 @@ SITE_OPTIONS: tuple[Option, ...] = (
     Option(
         "keep",
         "last",
-        "Which state is kept: last, or agreement (the epoch in which early head and result agree best, as published).",
+        "Which state is kept: last, or agreement (the epoch in which early head and result agree best, nearly as published).",
         choices=("last", "agreement"),
     ),
     Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +11,9 @@ from torch import nn
 
 from peftseg.adabn import copy_statistics, recalibrate, restore_statistics, running_norms
 from peftseg.adapters.base import Attached
-from peftseg.device import choose_precision
-from peftseg.early_head import Batch, EarlyBranch, epochs_for, fit_early_head, load_early_head, load_head_state
+from peftseg.apply_steps import within_memory
+from peftseg.device import choose_precision, is_out_of_memory, release_memory
+from peftseg.early_head import EarlyBranch, load_early_head, load_head_state
 from peftseg.early_levels import find_levels
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
@@ -22,20 +22,16 @@ from peftseg.models import ModelEntry
 from peftseg.networks import Anatomy
 from peftseg.plan import safe_precision
 from peftseg.preprocess import Prepared
-from peftseg.self_training import SiteHistory, SiteTraining, self_train
+from peftseg.segmenter import SMALLER
+from peftseg.self_training import VOXELS_AT_ONCE, SiteHistory, SiteTraining, self_train
 from peftseg.site_attach import attach_site
-from peftseg.site_batches import Place, SiteBatches, make_batches
+from peftseg.site_batches import SiteBatches, make_batches
+from peftseg.site_early import find_early_head
 from peftseg.site_evidence import Evidence, chosen_scans, collect_evidence
-from peftseg.site_options import (
-    needs_early_head,
-    recalibrates_after,
-    recalibrates_before,
-    resolve_levels,
-    without_statistics,
-)
-from peftseg.weights import architecture, fingerprint, n_outputs
+from peftseg.site_options import recalibrates_after, recalibrates_before, resolve_levels, without_statistics
+from peftseg.weights import architecture, fingerprint
 
-EARLY_SHARE = 0.5  # of the time limit: that much may go into fitting an early head
+RECALIBRATION_VOXELS = 2**21  # through the network at once, without gradients: 32 slices of 256 x 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +120,10 @@ def adapt_site(
     options, notes = _settle(setting, network, reporter)
     own = load_early_head(entry)
     options = resolve_levels(options, len(find_levels(network, anatomy)), None if own is None else own[0])
-    started = time.monotonic()
-    branch, fitted = _early_branch(setting, network, anatomy, options, batches, own, reporter)
+    head = find_early_head(entry, network, anatomy, options, batches, own, setting.deadline_s, reporter)
+    branch = head.branch
     if setting.deadline_s is not None:
-        setting = replace(setting, deadline_s=setting.deadline_s - (time.monotonic() - started))
+        setting = replace(setting, deadline_s=setting.deadline_s - head.seconds)
     before = _evidence(setting, network, branch, scans, reporter, 0)
     attached = attach_site(network, anatomy, options)
     precision = _precision(setting, batches, anatomy)
@@ -139,7 +135,7 @@ def adapt_site(
     return SiteAdapted(
         attached,
         branch,
-        fitted,
+        head.fitted,
         options,
         history,
         recalibrated,
@@ -164,48 +160,6 @@ def _settle(setting: SiteSetting, network: nn.Module, reporter: Reporter) -> tup
     note = f"{what}; self-training goes on without it."
     reporter.warning(note)
     return without_statistics(options), [note]
-
-
-def _early_branch(
-    setting: SiteSetting,
-    network: nn.Module,
-    anatomy: Anatomy,
-    options: dict[str, Any],
-    batches: SiteBatches,
-    own: tuple[int, dict[str, torch.Tensor]] | None,
-    reporter: Reporter,
-) -> tuple[EarlyBranch | None, bool]:
-    """The base's early head where it is at the right level, else one that is fitted to the base's own predictions."""
-    usable = own is not None and own[0] == options["level"]
-    if not usable and not needs_early_head(options):
-        return None, False
-    rows = n_outputs(setting.entry.structures, setting.entry.activation)
-    branch = EarlyBranch(network, anatomy, options["level"], rows)
-    if usable:
-        load_head_state(branch, own[1])
-        return branch, False
-    reporter.log(
-        f"The model has no early segmentation head at level {options['level']}: fitting one to its own results."
-    )
-
-    def labelled_by_itself(epoch: int) -> Iterator[Batch]:
-        for places in _head_steps(batches, epoch):
-            yield batches.tensor(places), None, None
-
-    epochs = epochs_for(len(_head_steps(batches, 0)))
-    deadline = None if setting.deadline_s is None else time.monotonic() + EARLY_SHARE * setting.deadline_s
-    done = len(fit_early_head(branch, labelled_by_itself, setting.entry.activation, epochs, reporter, deadline))
-    if done < epochs and not reporter.stop_keep():
-        reporter.warning(
-            f"The early segmentation head was fitted in {done} instead of {epochs} epochs: the time is short."
-        )
-    return branch, True
-
-
-def _head_steps(batches: SiteBatches, epoch: int) -> list[list[Place]]:
-    """The steps that fit an early head: a window each, so that few scans make many; slices go together as always."""
-    steps = batches.steps(epoch)
-    return steps if batches.slicewise else [[place] for places in steps for place in places]
 
 
 def _precision(setting: SiteSetting, batches: SiteBatches, anatomy: Anatomy) -> str:
@@ -237,7 +191,7 @@ def _train(
         training = SiteTraining(
             attached,
             branch,
-            batches,
+            _for_training(batches, options, reporter),
             options,
             setting.entry.activation,
             setting.epochs,
@@ -258,6 +212,15 @@ def _train(
     return history, len(layers)
 
 
+def _for_training(batches: SiteBatches, options: dict[str, Any], reporter: Reporter) -> SiteBatches:
+    """Fewer parts a step where the system ended the job for memory and a step cannot be taken apart."""
+    if not (reporter.smaller_plan and options["bn_mode"] == "batch"):
+        return batches
+    parts = max(1, batches.per_step // SMALLER)
+    reporter.warning(f"With less memory: training with {parts} instead of {batches.per_step} parts a step.")
+    return replace(batches, per_step=parts)
+
+
 def _recalibrate(
     attached: Attached,
     batches: SiteBatches,
@@ -265,15 +228,41 @@ def _recalibrate(
     source: dict[str, torch.Tensor],
     reporter: Reporter,
 ) -> list[str]:
+    """Over batches of so many parts as fit into memory.
+
+    All batches count alike in the mean, so all are made smaller, and not some of them taken apart. Smaller batches make
+    variances a little smaller: what lies between the parts of different batches does not count.
+    """
+    device = next(attached.network.parameters()).device
+    limit = VOXELS_AT_ONCE if reporter.smaller_plan else RECALIBRATION_VOXELS
+    batches = replace(batches, per_step=batches.parts_within(limit))
+
+    def run(place: torch.device) -> list[str]:
+        attached.network.to(place)
+        try:
+            own = {name: tensor.to(place) for name, tensor in source.items()}
+            return recalibrate(attached.network, _watched(batches, reporter), options["source_weight"], own)
+        finally:
+            attached.network.to(device)
+
+    while (largest := max(map(len, batches.steps(0)))) > 1:
+        try:
+            return run(device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory()  # outside of the except block: the error's traceback holds the tensors
+        batches = replace(batches, per_step=largest // 2)
+        reporter.warning(f"Out of memory: recalibrating with {largest // 2} parts at once.")
+    return within_memory(run, device, f"Recalibration on parts of {batches.patch} voxels", reporter)
+
+
+def _watched(batches: SiteBatches, reporter: Reporter) -> Iterator[torch.Tensor]:
     steps = batches.steps(0)
-
-    def watched() -> Iterator[torch.Tensor]:
-        for number, places in enumerate(steps):
-            reporter.check()
-            reporter.progress("recalibrate", number, len(steps))
-            yield batches.tensor(places)
-
-    return recalibrate(attached.network, watched(), options["source_weight"], source)
+    for number, places in enumerate(steps):
+        reporter.check()
+        reporter.progress("recalibrate", number, len(steps))
+        yield batches.tensor(places)
 
 
 def _same_head(merged: nn.Module, anatomy: Anatomy, branch: EarlyBranch | None) -> EarlyBranch | None:
@@ -295,7 +284,7 @@ def _evidence(
 ) -> Evidence:
     entry = setting.entry
     reporter.progress("gate", step, 2)
-    return collect_evidence(
+    evidence = collect_evidence(
         network,
         branch,
         [scans[n] for n in chosen_scans(len(scans))],
@@ -307,3 +296,5 @@ def _evidence(
         precision=setting.precision,
         reporter=reporter,
     )
+    (network if branch is None else branch).to(setting.device)  # back from where the memory sufficed
+    return evidence

@@ -1,8 +1,9 @@
 """Which stored adapter fits a new scan (`peftseg adapters suggest`): the one whose site's scans are most like it.
 
 Every adapter of which the base is here, and the bases themselves, are ranked by `site_statistics.distance_to` of their
-record's "site". A base without such a record is ranked by the running statistics of its batch normalisations, which
-tell of the scans that it was trained on; one that has neither is not ranked.
+record's "site". An adapter that its own check had refused is ranked, too, but never suggested. A base without such a record
+is ranked by the running statistics of its batch normalisations, which tell of the scans that it was trained on; one that
+has neither is not ranked.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from peftseg.site_statistics import (
     with_common_spread,
 )
 from peftseg.study import find_inputs
+from peftseg.verdicts import REFUSED, REMARKS, WARNING, stored_status
 from peftseg.volume import Volume, read_volume
 from peftseg.weights import architecture, fingerprint, load_base
 
@@ -67,8 +69,10 @@ def run_suggest(job: SuggestJob, reporter: Reporter) -> dict[str, Any]:
         "ranking": list of "kind" ("adapter" or "base"), "ref" (of the library, or the model's id), "name", "path" (of the
         adapter's file; None for a base), "model" (id of the base), "method", "structures" (names), "scans" (how many
         the site's facts come from; 0: running statistics), "distance" (1: as far as scans of one site are from each other),
-        "parts" (the same by group of facts) and "reason" (a sentence);
-        "suggested": index in "ranking" of the one to use, or None where none fits (then "advice" says what to do);
+        "parts" (the same by group of facts), "verdict" (of the check after an adaptation without labels: "accepted",
+        "warning" or "refused"; None without one) and "reason" (sentences, also about such a verdict);
+        "suggested": index in "ranking" of the one to use, never one that was refused, or None where none fits (then
+        "advice" says what to do);
         "advice", "basis": sentences; "not_ranked": list of "ref", "reason".
 
     Raises
@@ -114,7 +118,7 @@ def run_suggest(job: SuggestJob, reporter: Reporter) -> dict[str, Any]:
     reporter.progress("suggest", len(entries), len(entries), eta_s=0.0)
     return {
         "ranking": ranking,
-        "suggested": 0 if ranking and ranking[0]["distance"] <= FAR else None,
+        "suggested": _suggested(ranking),
         "advice": _advice(ranking),
         "basis": _basis([entry.id for entry in entries], bare),
         "not_ranked": not_ranked,
@@ -218,6 +222,7 @@ def _adapter(row: Row) -> tuple[Row, Callable[[], SiteStatistics], Preprocessing
         "model": recipe.base_id,
         "method": recipe.method,
         "structures": row["structures"],
+        "verdict": stored_status(recipe.record),
     }
     return about, site, recipe.preprocessing
 
@@ -244,6 +249,7 @@ def _base(base: Base) -> tuple[Row, Callable[[], SiteStatistics], Preprocessing]
         "model": entry.id,
         "method": None,
         "structures": [s.name for s in entry.structures],
+        "verdict": None,
     }
     return about, site, entry.preprocessing
 
@@ -256,12 +262,14 @@ def _judged(about: Row, site: SiteStatistics, recipe: Preprocessing, looks: _Loo
     except PeftsegError as error:
         return {"ref": about["ref"], "reason": str(error)}
     assert distance is not None  # both have the groups of facts, or the layers
+    reason = _reason(site, distance, "the model's training" if about["kind"] == "base" else "this site")
+    remark = REMARKS.get(about["verdict"])
     return {
         **about,
         "scans": site.scans,
         "distance": round(distance.total, 3),
         "parts": {group: round(part, 3) for group, part in distance.parts.items()},
-        "reason": _reason(site, distance, "the model's training" if about["kind"] == "base" else "this site"),
+        "reason": f"{reason} {remark}" if remark else reason,
     }
 
 
@@ -275,19 +283,42 @@ def _reason(site: SiteStatistics, distance: Distance, whose: str) -> str:
     return f"The scan {how} the {count} of {whose}, most in its {distance.largest}: {measure}."
 
 
+def _suggested(ranking: list[Row]) -> int | None:
+    """The nearest one that fits and was not refused."""
+    return next((n for n, row in enumerate(ranking) if row["distance"] <= FAR and row["verdict"] != REFUSED), None)
+
+
 def _advice(ranking: list[Row]) -> str:
     if not ranking:
         return "There is no adapter or model to compare the scan with: adapt a model to scans of this site."
-    if ranking[0]["distance"] > FAR:
+    place = _suggested(ranking)
+    passed = _passed_over(ranking[:place])
+    if place is None:
+        none = "No other stored" if passed else "No stored"
         return (
-            "No stored adapter or model fits this scan well: adapt a model to scans of this site, or look at results with "
-            "special care."
+            f"{passed}{none} adapter or model fits this scan well: adapt a model to scans of this site, or look at results "
+            "with special care."
         )
-    best, *others = ranking
-    near = next((row["ref"] for row in others if row["distance"] - best["distance"] < EQUAL), None)
-    also = f" {near} fits about as well." if near is not None else ""
+    best, others = ranking[place], ranking[place + 1 :]
+    alike = (row for row in others if row["distance"] - best["distance"] < EQUAL and row["verdict"] != REFUSED)
+    also = next((_fits_too(row) for row in alike), "")
     what = f"the adapter {best['ref']}" if best["kind"] == "adapter" else f"the model {best['ref']} as it is"
-    return f"Use {what}. {best['reason']}{also}"
+    return f"{passed}Use {what}. {best['reason']}{also}"
+
+
+def _fits_too(row: Row) -> str:
+    doubt = ", but its check had accepted it with a warning" if row["verdict"] == WARNING else ""
+    return f" {row['ref']} fits about as well{doubt}."
+
+
+def _passed_over(nearer: list[Row]) -> str:
+    """A sentence on the adapters that fit and were refused, or nothing."""
+    refused = [row["ref"] for row in nearer if row["distance"] <= FAR]
+    if not refused:
+        return ""
+    if len(refused) == 1:
+        return f"{refused[0]} fits, but its check had refused it. "
+    return f"{', '.join(refused)} fit, but their checks had refused them. "
 
 
 def _basis(models: list[str], bare: list[str]) -> str:

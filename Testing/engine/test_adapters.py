@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -40,6 +41,7 @@ VARIANTS = {
     "affine-batch": ("affine", {"bn_mode": "batch", "layers": "encoder"}, True),
     "ssf": ("ssf", {}, False),
     "ssf-conv": ("ssf", {"after": "conv", "layers": ".*"}, False),
+    "ssf-norm-else-conv": ("ssf", {"after": "norm_else_conv"}, False),
     "ssf-published": ("ssf", {"preset": "published"}, True),
     "conv_adapter": ("conv_adapter", {"layers": "all"}, False),
     "conv_adapter-sequential": ("conv_adapter", {"scheme": "conv_sequential", "depthwise": False, "width": 3}, True),
@@ -78,9 +80,18 @@ TRANSFORMER = (
 )
 ONLY = {
     "unet-3d-group": (*UNETS, "conv_adapter", "conv_adapter-after-norm", "residual"),
-    "transformer-2d": (*TRANSFORMER, "ssf", "ssf-conv", "adaptformer", "spatial_adapter", "selective"),
-    "transformer-3d": ("lora", "arena", "arena-sora", "adaptformer", "spatial_adapter", "linear_probe", "full"),
-    "segresnet-2d": ("lora", "full", "convlora", "ssf", "residual", *BLOCKS),
+    "transformer-2d": (*TRANSFORMER, "lora-joint", "ssf", "ssf-conv", "adaptformer", "spatial_adapter", "selective"),
+    "transformer-3d": (
+        "lora",
+        "lora-joint",
+        "arena",
+        "arena-sora",
+        "adaptformer",
+        "spatial_adapter",
+        "linear_probe",
+        "full",
+    ),
+    "segresnet-2d": ("lora", "full", "convlora", "ssf", "ssf-norm-else-conv", "residual", *BLOCKS),
     "segresnet-3d": ("lora", "lora-decoder", "arena", "decoder", "full", "selective", "conv_adapter-block"),
 }
 NOT_ON_TINY_UNETS = ("adaptformer", "lora-joint", *(v for v in VARIANTS if "block" in v))  # no MLPs, no blocks
@@ -90,6 +101,10 @@ TABLE = [
     if (variant in ONLY[network] if network in ONLY else variant not in NOT_ON_TINY_UNETS)
 ]
 promise = pytest.mark.parametrize(("variant", "network"), TABLE)
+
+
+def test_every_variant_runs_on_a_network():
+    assert {parameters.values[0] for parameters in TABLE} == set(VARIANTS)
 
 
 def attached_to(variant: str, case: Case):
@@ -208,7 +223,10 @@ def cancelled_by_a_norm(variant: str, network: str) -> set[str]:
     in_segresnet = {
         "conv_adapter-official": {"down_layers.0.1.conv1.conv::conv2.bias"},
         "conv_adapter-block": {"up_layers.1.0::conv2.bias"},
-        # These two go into a sum that is normalised later.
+        # What follows goes into a sum that is normalised later.
+        "ssf-norm-else-conv": {
+            f"{n}.bias::beta" for n in ("up_layers.0.0.conv2.conv", "up_layers.1.0.conv2.conv", "up_samples.1.0.conv")
+        },
         "conv_adapter-after-norm": {f"{n}::conv2.bias" for n in ("up_layers.1.0.conv2.conv", "up_samples.1.0.conv")},
     }
     return in_segresnet.get(variant, set()) if "segresnet" in network else set()
@@ -258,9 +276,11 @@ def test_it_trains_under_bfloat16_autocast(variant, network):
 
 @promise
 def test_each_trainable_parameter_is_in_one_optimiser_group_with_its_rate(variant, network):
-    case = make(network)
-    attached = attached_to(variant, case)
-    method, options, _ = VARIANTS[variant]
+    assert_grouped(attached_to(variant, make(network)), *VARIANTS[variant][:2])
+
+
+def assert_grouped(attached, method: str, options: dict) -> None:
+    """Each trainable tensor is in one group with the rate of its kind; ARENA's published gates are in none."""
     rates = learning_rates(check_options(method, options))
     groups = attached.parameter_groups(rates)
     grouped = [id(p) for group in groups for p in group["params"]]
@@ -269,6 +289,24 @@ def test_each_trainable_parameter_is_in_one_optimiser_group_with_its_rate(varian
     assert all(group["weight_decay"] == 0 for group in groups)
     rates = {"norm": rates.get("body"), "gate": rates.get("adapter"), **rates}
     assert all(group["lr"] == rates[group["kind"]] for group in groups)
+
+
+@pytest.mark.parametrize("variant", ["arena", "arena-paper", "adalora", "lora", "conv_adapter-official"])
+def test_the_share_at_the_start_is_that_before_pruning(variant):
+    case = make("unet-2d-batch" if "official" not in variant else "segresnet-2d")
+    attached = attached_to(variant, case)
+    first = attached.trained_share()
+    assert attached.share_at_start == first
+    with torch.no_grad():
+        for factors in attached.labelled_factors().values():
+            if factors.v is not None:
+                factors.v[1:] = 0
+                factors.A.add_(1)
+                factors.B.add_(1)
+    attached.prune()
+    assert attached.share_at_start == first
+    pruned = variant.startswith("ar") or variant == "adalora"
+    assert (attached.trained_share()["adapter"] < first["adapter"]) is pruned
 
 
 def test_full_tuning_stores_the_running_statistics_that_it_moves():
@@ -433,4 +471,44 @@ def test_the_method_table_is_importable_without_torch():
     code = "import sys; sys.modules['torch'] = None; import peftseg.adapters as a; print(sorted(a.METHODS))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == str(sorted(METHODS))
-    assert len(METHODS) == 17
+
+
+RATES = Path(__file__).parents[1] / "bench" / "rates.json"
+
+
+@pytest.mark.parametrize("label", json.loads(RATES.read_text(encoding="utf-8")))
+def test_the_options_of_the_experiment_still_mean_the_same(label):
+    """Its rows go on with these: what a method has got since is at its default, which changes nothing."""
+    method = {"scratch": "full"}.get(label, label.split()[0])
+    frozen = json.loads(RATES.read_text(encoding="utf-8"))[label]["options"]
+    assert check_options(method, frozen) == {**check_options(method, {}), **frozen}
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "adapter"),
+    [
+        ("arena", "published", 1e-3),
+        ("lora", "fseft", 1e-3),
+        ("bitfit", "fseft", 1e-2),
+        ("residual_adapter", "fseft", 1e-2),
+    ],
+)
+def test_published_presets_set_the_published_rates(method, preset, adapter):
+    rates = learning_rates(check_options(method, {"preset": preset}))
+    assert rates == {"adapter": adapter, "decoder": 1e-4, "head": 1e-4}
+
+
+def test_the_published_arena_is_the_papers():
+    options = check_options("arena", {"preset": "published"})
+    expected = {"rank": 8, "mode": "paper", "lam": 0.5, "rho": 0.0, "v_init": "uniform"}
+    assert {name: options[name] for name in expected} == expected
+
+
+def test_an_adapter_from_before_its_preset_set_an_option_is_read_as_it_was_made():
+    case, fresh = make("segresnet-2d"), make("segresnet-2d")
+    made = {**check_options("conv_adapter", {"preset": "official"}), "train_norm": False}
+    state = attach(case.network, case.anatomy, "conv_adapter", made).state()
+    old = {name: value for name, value in made.items() if name not in ("train_norm", "lr_norm")}
+    loaded = attach_saved(fresh.network, fresh.anatomy, "conv_adapter", old, False, state)
+    assert set(loaded.state()) == set(state)
+    assert torch.equal(output(case.network, case), output(fresh.network, fresh))

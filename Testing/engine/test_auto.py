@@ -222,6 +222,110 @@ def test_stopping_in_the_search_keeps_the_best_trial(setting, scans):
     assert any(kind == "warning" and "all labelled scans but one" in fields["message"] for kind, fields in said)
 
 
+def stopped_at(monkeypatch, setting, scans, scores: list[float], trying: str, without: int, tmp_path=None):
+    """What is adapted when the user stops while a method is tried without a scan, by made-up scores of what was before."""
+    values = iter([score for score in scores for _ in BOTH])
+    monkeypatch.setattr(auto, "dice", lambda found, truth: next(values))
+    wish = [""]
+
+    def emit(kind, fields):
+        if kind == "progress" and fields["stage"] == "choose":
+            stops = (fields["trying"], fields["without"]) == (trying, without)
+            wish[0] = STOP_KEEP if stops else wish[0]
+
+    reporter = Reporter(emit, lambda: wish[0])
+    reporter.checkpoint = tmp_path and tmp_path / "checkpoint.safetensors"
+    return auto.adapt_scans(setting, scans, reporter)
+
+
+def test_the_best_trial_of_a_stopped_search_is_that_by_the_same_scans(setting, scans, monkeypatch):
+    # The probe's 0.95 is on a scan on which nothing else was tried.
+    adapted = stopped_at(monkeypatch, setting, scans, [0.66, 0.70, 0.95], FULL, 2)
+    assert adapted.setting.method == adapted.choice["method"] == "full"
+    assert any(f"{FULL} is best, mean Dice 0.700" in sentence for sentence in adapted.choice["why"])
+
+
+def test_a_search_that_is_stopped_on_the_first_scan_names_what_was_not_tried(model, items, scans, monkeypatch):
+    setting = setting_for(model, items, methods="linear_probe,full,lora")
+    adapted = stopped_at(monkeypatch, setting, scans, [0.6, 0.7], LORA, 1)
+    assert adapted.setting.method == adapted.choice["method"] == "full"
+    assert f"Not tried: {LORA}; the search was stopped before." in adapted.choice["why"]
+
+
+def test_a_search_that_went_on_and_is_stopped_uses_an_adapter_that_it_has(setting, scans, tmp_path, monkeypatch):
+    search = auto.Search(choices=2, epochs=3, limit=1e6, spent=12.0)
+    search.scores = {PROBE: {0: 0.66}, FULL: {0: 0.7}}
+    auto._write(tmp_path / auto.FILE, search)
+    adapted = stopped_at(monkeypatch, setting, scans, [0.6], FULL, 2, tmp_path)
+    assert adapted.setting.method == adapted.choice["method"] == "linear_probe"
+    assert any(f"of {FULL} no adapter is left" in sentence for sentence in adapted.choice["why"])
+
+
+def test_variations_are_given_up_before_a_method_is(model, items, tmp_path, monkeypatch):
+    """Five scans, 40 epochs, the five usual methods: the last of them used to be left out without a word."""
+    monkeypatch.setattr(auto, "SEARCH_TRAININGS", 5.0)
+    five = (*items, make_scan_files(tmp_path, 4))
+    loaded = load_scans(five, BOTH, None, Reporter.silent())
+    usual = check_options("auto", {})["methods"]
+    setting = setting_for(model, items, methods=usual, epochs=40)
+    choices, _ = auto._fitting(setting)
+    search = auto._planned(setting, loaded, choices, [0, 1, 2, 3, 4], Reporter.silent())
+    assert search.choices == len(choices) == 5
+    assert search.epochs >= auto.SHORTEST
+    assert auto._trials_wanted(5, 5, True) * auto.SHORTEST * 4 > search.limit
+
+
+def test_methods_that_the_time_does_not_suffice_for_are_named(model, items, scans, monkeypatch):
+    def scored(trial, choice, fold):
+        trial.search.scores.setdefault(choice.label, {})[fold] = {PROBE: 0.5, FULL: 0.9}[choice.label]
+        return trial.search.scores[choice.label][fold]
+
+    monkeypatch.setattr(auto._Trial, "score", scored)
+    monkeypatch.setattr(auto, "SEARCH_TRAININGS", 4.0)
+    reporter = Reporter.silent()
+    setting = setting_for(model, items, methods="linear_probe,full,lora", epochs=12)
+    decision = auto.choose(setting, scans, reporter)
+    sentence = f"Not tried: {LORA}; the time did not suffice."
+    assert decision.choice.method == "full"
+    assert sentence in decision.facts["why"]
+    assert sentence in [e["message"] for e in reporter.events if e["event"] == "log"]
+
+
+def test_a_variation_that_is_dropped_after_one_scan_is_named(setting, scans, tmp_path):
+    found = decided(
+        setting,
+        scans,
+        tmp_path,
+        {
+            PROBE: [0.5, 0.5, 0.5],
+            FULL: [0.8, 0.8, 0.8],
+            f"{FULL}, rates x 3": [0.7],
+            f"{FULL}, rates / 3": [0.79],
+        },
+    )
+    assert found.choice.label == FULL
+    said = [s for s in found.facts["why"] if "on one scan, no better than without: not taken." in s]
+    assert [s.split(":")[0] for s in said] == [f"{FULL}, rates x 3", f"{FULL}, rates / 3"]
+
+
+def test_variations_that_there_was_no_time_for_are_said(setting, scans, tmp_path):
+    search = auto.Search(choices=2, epochs=3, limit=100.0, spent=99.0)
+    search.scores = {PROBE: dict.fromkeys(range(3), 0.5), FULL: dict.fromkeys(range(3), 0.8)}
+    trial = auto._Trial(setting, scans, search, None, 0.0, Reporter.silent())
+    assert auto._refine(starters("full")[0], [0, 1, 2], trial).method == "full"
+    assert search.why == [f"{FULL}, rates x 3, and what else could be varied, was not tried: the time did not suffice."]
+
+
+def test_methods_that_all_fail_leave_the_first_one_and_the_reasons(setting, scans, monkeypatch):
+    def train(given, *arguments):
+        raise TrainingFailed(f"The loss of {given.method} is not finite.", "Choose another method.")
+
+    monkeypatch.setattr(auto, "train_adapter", train)
+    decision = auto.choose(setting, scans, Reporter.silent())
+    assert decision.choice.method == "linear_probe"
+    assert sum("could not be trained: The loss of" in sentence for sentence in decision.facts["why"]) == 2
+
+
 def test_a_method_that_cannot_be_trained_drops_out_and_is_named(setting, scans, monkeypatch):
     def train(given, *arguments):
         if given.method == "linear_probe":

@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from peftseg.errors import BadInput
-from peftseg.gate import LIMITS, Limit, judge, status_of, summary
+from peftseg.gate import DIFFERENT, LIMITS, NO_BASIS, NOTHING, Limit, judge, status_of, summary
 from peftseg.gate_fit import Trial, error_rates, fit_limits, rate
 from peftseg.gate_measures import MEASURES, measures
 from peftseg.site_evidence import Evidence
@@ -26,6 +27,20 @@ def masks(ball=6.0, stick=12, scan=0, moved=0):
     long_[19 - moved : 21 - moved, 18:20, 2 : 2 + stick] = stick > 0
     long_[19 - moved : 21 - moved, 21:23, 2 : 2 + stick] = stick > 0
     return {"ball": round_, "stick": long_ & ~round_}
+
+
+def shattered(scan=0):
+    """The ball is cut into four."""
+    found = masks(scan=scan)
+    found["ball"][8], found["ball"][:, 8] = False, False
+    return found
+
+
+def elongated(scan=0):
+    """The ball is a cigar of its volume, around its centre."""
+    at, centre, radii = np.indices(SHAPE), (8, 8, 12), (4.3, 4.3, 11.5)
+    cigar = sum(((a - c) / r) ** 2 for a, c, r in zip(at, centre, radii, strict=True)) < 1
+    return masks(scan=scan) | {"ball": cigar}
 
 
 FACTS = {
@@ -84,6 +99,8 @@ HARMS = {
     "the early and the final result part": evidence(early=0.5),
     "results leave the edges of the scan": evidence(edge=1.1),
     "results move away from what was stable": evidence([masks(scan=n, moved=3) for n in range(5)]),
+    "a structure falls apart": evidence([shattered(n) for n in range(5)]),
+    "a structure becomes long and thin": evidence([elongated(n) for n in range(5)]),
 }
 
 
@@ -93,6 +110,18 @@ def test_harm_is_refused_with_a_reason_that_has_numbers(harm):
     assert found.status == "refused"
     assert len(found.reasons) >= 1
     assert any(character.isdigit() for character in found.reasons[0])
+
+
+def test_a_structure_in_pieces_is_reason_enough_to_refuse():
+    reasons = verdict(HARMS["a structure falls apart"]).reasons
+    assert any(r.startswith("The ball falls apart or loses a part: on average 4.0 pieces") for r in reasons)
+
+
+def test_an_unusual_shape_alone_is_worth_a_warning_that_says_so():
+    long_ = evidence([elongated(n) for n in range(5)])
+    found = judge(evidence(), long_, FACTS, {"elongation_worse": LIMITS["elongation_worse"]})
+    assert found.status == "warning"
+    assert found.reasons[0].startswith("The shape of the ball becomes unusual: it is 2.")
 
 
 def test_confident_collapse_is_refused_though_everything_agrees():
@@ -110,8 +139,18 @@ def test_scans_in_which_nothing_is_found_before_or_after_are_refused():
 
 def test_what_appears_where_the_base_found_nothing_is_refused_for_want_of_a_comparison():
     found = verdict(evidence([masks() for _ in range(5)]), evidence([masks(ball=0, stick=0) for _ in range(5)]))
-    assert found.status == "refused"
-    assert "nothing tells whether the adapted one is better" in found.reasons[0]
+    assert (found.status, found.reasons) == ("refused", (NO_BASIS,))
+
+
+def test_models_that_find_nothing_in_common_are_refused_in_words_of_their_own():
+    def one(name):
+        return evidence([{other: m & (other == name) for other, m in masks(scan=n).items()} for n in range(5)])
+
+    unstable = dict.fromkeys(NAMES, (math.nan,) * 5)
+    before = replace(one("ball"), transform_agreement=unstable)
+    assert verdict(one("stick"), before).reasons == (DIFFERENT,)
+    assert verdict(evidence([masks(ball=0, stick=0) for _ in range(5)]), before).reasons == (NOTHING,)
+    assert verdict(one("stick"), one("ball")).status == "refused"
 
 
 def test_a_vanished_structure_is_seen_without_the_record_of_the_base():
@@ -235,3 +274,12 @@ def test_intervals_are_wilsons():
     half = rate(5, 10)
     assert (half.low, half.high) == pytest.approx((0.2366, 0.7634), abs=1e-3)
     assert math.isnan(rate(0, 0).share)
+
+
+def test_a_guard_refuses_only_what_is_far_beyond_and_leaves_the_search_alone():
+    trials = [Trial({"departure": 0.1 * n, "pieces_worse": 0.1 * n}, 0.05 if n < 5 else -0.05) for n in range(10)]
+    alone = fit_limits(trials, ["departure"])
+    guarded = fit_limits(trials, ["departure"], guards=["pieces_worse"])
+    assert guarded["departure"] == alone["departure"]
+    assert guarded["pieces_worse"].refuse == pytest.approx(0.4 + 1.0)
+    assert guarded["pieces_worse"].warn <= 0.4

@@ -91,6 +91,7 @@ GUI_SAFE = [
     "adapter_file",
     "sealed_file",
     "site_presets",
+    "verdicts",
     "study",
     "laterality",
     "volume",

@@ -112,6 +112,15 @@ def test_thesis_lora_on_the_unet(options, count):
     assert round(found, -3) == count if options.get("dynamic_rank") else found == count
 
 
+def test_thesis_lora_of_rank_64_on_the_unet_counts_the_first_layer_beyond_its_size():
+    found = adapter("unet3d", "lora", {"layers": "all", "rank": 64})
+    # The first convolution is 32 x 27: rank 27 is all that there is, and ours is clipped to it.
+    beyond = (64 - 27) * (27 + 32)
+    assert found == 4_849_209
+    assert found + beyond == 4_851_392
+    assert round((found + beyond) / 1e6, 3) == 4.851
+
+
 @pytest.mark.parametrize(("options", "millions"), [({"rank": 32}, 1.592), ({"dynamic_rank": True}, 2.431)])
 def test_thesis_lora_on_segresnet_is_in_the_blocks_of_the_encoder(options, millions):
     found = share("segresnet", "lora", {"layers": r"down_layers\..*\.conv[12]\.conv", **options}, train_decoder=True)
@@ -167,6 +176,13 @@ def test_one_official_conv_adapter_has_the_published_formula():
     # C_in k^d + w + w C_out + 2 C_out with w = C_in / gamma.
     found = adapter("segresnet", "conv_adapter", {"preset": "official", "layers": r"down_layers\.0\.1\.conv1\.conv"})
     assert found == 16 * 27 + 4 + 4 * 16 + 2 * 16
+
+
+@pytest.mark.parametrize(("network", "norms"), [("segresnet", 3_360), ("unet3d", 4_672)])
+def test_official_conv_adapters_train_every_normalisation(network, norms):
+    assert share(network, "conv_adapter", {"preset": "official"})["norm"] == norms
+    assert share(network, "conv_adapter", {"preset": "official", "train_norm": False})["norm"] == 0
+    assert share(network, "conv_adapter", {})["norm"] == 0
 
 
 def test_ssf_after_every_convolution():

@@ -16,7 +16,7 @@ from peftseg.adapters import attach, attach_saved
 from peftseg.errors import BadInput
 from peftseg.models import NetworkSpec
 from peftseg.networks import build, replace_head
-from test_adapters import plain_tensors
+from test_adapters import assert_grouped, plain_tensors
 from tiny_networks import Case, an_input, swin_unetr, train
 
 # Name -> (method, options, train_decoder).
@@ -27,10 +27,12 @@ VARIANTS = {
     "dora": ("dora", {"rank": 2, "layers": "encoder"}, False),
     "adalora": ("adalora", {"rank": 1, "start_rank": 2}, False),
     "arena": ("arena", {"rank": 2}, True),
-    "convlora": ("convlora", {"form": "window"}, False),
+    "convlora": ("convlora", {}, False),
+    "convlora-window": ("convlora", {"form": "window"}, False),
     "bitfit": ("bitfit", {}, False),
     "affine": ("affine", {}, False),
     "ssf": ("ssf", {}, False),
+    "ssf-norm-else-conv": ("ssf", {"after": "norm_else_conv"}, False),
     "ssf-all": ("ssf", {"after": "all"}, False),
     "conv_adapter": ("conv_adapter", {"scheme": "block_parallel"}, False),
     "conv_adapter-thesis": ("conv_adapter", {"preset": "thesis", "width": 4}, False),
@@ -45,7 +47,7 @@ VARIANTS = {
     "full": ("full", {}, False),
 }
 # SwinUNETR is slow: what it shares with the other networks is left to them.
-NOT_ON_SWIN = ("lora-all-loralib", "lora-pca", "convlora", "ssf", "conv_adapter-thesis", "conv_adapter-conv", "decoder")
+NOT_ON_SWIN = ("lora-all-loralib", "lora-pca", "convlora-window", "conv_adapter-thesis", "conv_adapter-conv")
 MERGE_NOT = ("conv_adapter", "adaptformer", "spatial_adapter")
 NETWORKS = ("segresnet", "unet3d", "unet2d", "swinunetr")
 
@@ -95,6 +97,8 @@ def test_a_method_keeps_its_promises(variant, network):
     assert share.pop("base_total") == total
     share.pop("buffers")
     assert sum(share.values()) == sum(p.numel() for p in case.network.parameters() if p.requires_grad) > 0
+    assert_grouped(attached, method, options)
+    assert_frozen_parts_stay_in_eval(case, method)
 
     base, state = plain_tensors(case.network), attached.state()
     own = {key.partition("::")[0] for key in state if key.endswith(("::full", "::buffer"))}
@@ -116,6 +120,17 @@ def test_a_method_keeps_its_promises(variant, network):
         assert set(merged.state_dict()) == keys | set(attached.created)
     with pytest.raises(BadInput, match="does not belong here: other::A"):
         attached.load_state({**state, "other::A": torch.zeros(1)})
+
+
+def assert_frozen_parts_stay_in_eval(case: Case, method: str) -> None:
+    """Neither statistics nor dropout of what is frozen move when the network is trained."""
+    case.network.train()
+    kinds = (nn.modules.batchnorm._NormBase, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+    moving = [n for n, m in case.network.named_modules() if isinstance(m, kinds) and m.training]
+    inside = (*case.anatomy.decoder, case.anatomy.head)
+    assert method == "full" or not [n for n in moving if not n.startswith(inside)]
+    assert case.network.get_submodule(case.anatomy.head).training
+    case.network.eval()
 
 
 @pytest.mark.parametrize("network", ["segresnet", "unet3d", "unet2d"])

@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import CropForegroundd, Orientationd, ScaleIntensityRanged
 
+from peftseg import preprocess
 from peftseg.axis_map import AxisMap, axis_map
 from peftseg.errors import BadInput
 from peftseg.models import Intensity, Preprocessing
@@ -135,6 +136,18 @@ def test_percentiles_are_those_of_the_voxels_that_are_not_zero():
     image = prepare(Volume(array, grid, "x"), recipe).image[0].numpy()
     low, high = np.percentile(np.arange(1, 1001), [10, 90])
     np.testing.assert_allclose(image, np.clip((array - low) / (high - low), 0, 1) * 2 - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("empty", [0.0, 40.0])
+def test_percentiles_0_and_100_are_the_smallest_and_largest_value_whatever_a_sample_would_miss(empty, monkeypatch):
+    monkeypatch.setattr(preprocess, "PERCENTILE_SAMPLES", 10)
+    grid = grid_for((10, 10, 12), (1, 1, 1))
+    array = np.random.default_rng(0).uniform(50, 60, grid.shape).astype(np.float32)
+    array[0, 0, :3] = empty
+    array[4, 5, 7] = 1000
+    recipe = Preprocessing("RAS", (1, 1, 1), Intensity("percentile", 0, 100))
+    image = prepare(Volume(array, grid, "x"), recipe).image[0].numpy()
+    np.testing.assert_allclose(image, (array - empty) / (1000 - empty), atol=1e-5)
 
 
 @pytest.mark.parametrize("intensity", [Intensity("zscore"), Intensity("percentile", 1, 99), Intensity("window", 0, 1)])

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from peftseg import early_head, self_training, site_training
-from peftseg.adabn import copy_statistics
+from made_up_sites import BLURRED, PLAIN, made_up_scan
+from peftseg import early_head, self_training, site_early, site_layers, site_training
+from peftseg.adabn import copy_statistics, recalibrate
 from peftseg.adapter_file import load_adapter, read_recipe
 from peftseg.apply import run_apply
 from peftseg.config import ApplyJob, SiteAdaptJob
 from peftseg.early_head import EarlyBranch
-from peftseg.errors import BadInput, JobCancelled, TrainingFailed
+from peftseg.errors import BadInput, JobCancelled, OutOfMemory, TrainingFailed
 from peftseg.events import Reporter
 from peftseg.gate import ACCEPTED, REFUSED, Verdict
 from peftseg.library import list_adapters
@@ -27,7 +28,7 @@ from peftseg.self_training import SiteTraining, self_train
 from peftseg.site_adapt import run_site_adapt
 from peftseg.site_attach import attach_site, early_from_state
 from peftseg.site_batches import make_batches
-from peftseg.volume import read_labels
+from peftseg.volume import Volume, read_labels, write_volume
 from peftseg.weights import load_base
 from site_cases import make_volume, prepared_scans, settled, write_scans, write_site_model
 
@@ -272,6 +273,98 @@ def test_a_loss_that_is_not_finite_goes_back_once_and_then_gives_up(models, monk
         self_train(training_of(models["unet2d"], 2), Reporter.silent())
 
 
+# little memory
+
+
+def without_room_for(parts, network):
+    """Let a network of volumes run out of memory where it gets more than so many parts at once; returns what it got."""
+    seen = []
+
+    def look(_module, inputs):
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > parts:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
+
+    network.register_forward_pre_hook(look)
+    return seen
+
+
+def recalibrated(entry, parts, reporter):
+    """Statistics after a recalibration on four volumes, and how many of them the network got at once."""
+    training = training_of(entry)
+    network = training.attached.network
+    source = copy_statistics(network)
+    seen = without_room_for(parts, network)
+    site_training._recalibrate(training.attached, training.batches, training.options, source, reporter)
+    return copy_statistics(network), seen
+
+
+def test_recalibration_without_room_starts_again_with_fewer_parts_in_batches_of_one_size(models):
+    reporter = Reporter.silent()
+    found, seen = recalibrated(models["unet3d_bn"], 2, reporter)
+    assert seen == [4, 2, 2]
+    assert messages(reporter) == ["Out of memory: recalibrating with 2 parts at once."]
+    training = training_of(models["unet3d_bn"])
+    recalibrate(training.attached.network, replace(training.batches, per_step=2).tensors())
+    assert all(torch.equal(found[k], t) for k, t in copy_statistics(training.attached.network).items())
+    with pytest.raises(OutOfMemory, match=r"Recalibration on parts of \(24, 24, 16\) voxels does not fit"):
+        recalibrated(models["unet3d_bn"], 0, reporter)
+
+
+def test_after_the_system_ended_the_job_for_memory_fewer_parts_are_done_at_once(models, monkeypatch):
+    usual, smaller = Reporter.silent(), Reporter.silent()
+    smaller.smaller_plan = True
+    for module in (self_training, site_training):
+        monkeypatch.setattr(module, "VOXELS_AT_ONCE", 2 * 24 * 24 * 16)
+    assert recalibrated(models["unet3d_bn"], 4, usual)[1] == [4]
+    assert recalibrated(models["unet3d_bn"], 4, smaller)[1] == [2, 2]
+    training = training_of(models["unet3d_bn"])
+    assert [self_training._Loop(training, reporter).micro for reporter in (usual, smaller)] == [2, 1]
+    published = settled("published", own=None)
+    assert site_training._for_training(training.batches, published, usual) is training.batches
+    assert site_training._for_training(training.batches, training.options, smaller) is training.batches
+    assert site_training._for_training(training.batches, published, smaller).per_step == 1
+    assert messages(smaller) == ["With less memory: training with 1 instead of 6 parts a step."]
+
+
+def test_a_state_of_before_does_not_bring_back_the_larger_parts(models, tmp_path):
+    training, reporter = training_of(models["unet2d"], 1), Reporter.silent()
+    reporter.checkpoint = tmp_path / "checkpoint.safetensors"
+    self_train(training, reporter)
+    reporter.smaller_plan = True
+    loop = self_training._Loop(replace(training, epochs=2), reporter)
+    loop.micro = 1
+    loop.resume()
+    assert (loop.epoch, loop.micro) == (1, 1)
+
+
+def test_a_scan_that_does_not_fit_while_it_is_read_is_told_by_its_size(job, monkeypatch):
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(site_layers, "layer_moments", full)
+    with pytest.raises(OutOfMemory, match="A scan of 20 x 18 x 6"):
+        run_site_adapt(job, Reporter.silent())
+    assert not Path(job.out).exists()
+
+
+def test_an_early_head_without_room_is_fitted_anew_with_fewer_slices(models, job, accept, monkeypatch):
+    seen, original = [], early_head._fit_step
+
+    def little_room(branch, optimiser, batch, *rest):
+        seen.append(batch[0].shape[-1])
+        if seen[-1] > 8:
+            raise MemoryError
+        return original(branch, optimiser, batch, *rest)
+
+    monkeypatch.setattr(early_head, "_fit_step", little_room)
+    reporter = Reporter.silent()
+    run_site_adapt(replace(job, model=str(models["bare"].directory), epochs=1), reporter)
+    assert seen[:3] == [24, 12, 6]
+    assert set(seen[3:]) == {6}
+    assert any("fitting the early segmentation head with 6 parts" in m for m in messages(reporter))
+
+
 # the whole job
 
 
@@ -354,6 +447,53 @@ def test_a_base_without_early_head_gets_one_that_the_adapter_keeps(models, job, 
     assert not (models["bare"].directory / "early_head.safetensors").exists()
 
 
+def test_a_resumed_job_goes_on_with_the_early_head_that_it_had_fitted(models, job, tmp_path, accept, monkeypatch):
+    """With another rest of the time a head that is fitted anew would be another one."""
+    monkeypatch.setattr(self_training, "CHECKPOINT_EVERY_S", 0.0)
+    job = replace(job, model=str(models["bare"].directory), epochs=4, budget_minutes=60)
+    states = []
+    for name, stops in (("whole", 9), ("cancelled", 2)):
+        monkeypatch.setattr(site_early, "EARLY_SHARE", 0.0)
+        reporter = reporter_of(tmp_path / name, stops)
+        if stops == 2:
+            with pytest.raises(JobCancelled):
+                run_site_adapt(job, reporter)
+            monkeypatch.setattr(site_early, "EARLY_SHARE", 0.5)
+            reporter = reporter_of(tmp_path / name, 9)
+        result = run_site_adapt(replace(job, out=str(tmp_path / f"{name}.safetensors")), reporter)
+        assert result["early_head"]["fitted"]
+        assert result["epochs"] == 4
+        states.append(load_adapter(tmp_path / f"{name}.safetensors")[1])
+    assert "Continued with the early segmentation head that was fitted before." in messages(reporter, "log")
+    assert not any(event.get("stage") == "early_head" for event in reporter.events)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+    monkeypatch.setattr(site_early, "EARLY_SHARE", 0.5)
+    run_site_adapt(job, Reporter.silent())
+    other = early_from_state(load_adapter(job.out)[1])
+    assert not all(torch.equal(t, other[key]) for key, t in early_from_state(states[0]).items())
+
+
+def reporter_of(folder, stops):
+    """With a checkpoint in a folder; cancels after so many epochs of training."""
+    folder.mkdir(exist_ok=True)
+    reporter = Reporter.silent()
+    reporter.checkpoint = folder / "checkpoint.safetensors"
+    reporter._request = lambda: "cancel" if sum("agreement" in e for e in reporter.events) >= stops else ""
+    return reporter
+
+
+def test_the_time_of_an_earlier_run_that_fitted_the_early_head_counts(models, job, tmp_path, accept, monkeypatch):
+    bare = replace(job, model=str(models["bare"].directory), epochs=1, budget_minutes=60)
+    branch = EarlyBranch(*load_base(models["bare"]), 1, 2)
+    early_head.write_head(tmp_path / "early_head.safetensors", branch, 3500.0)
+    left, original = [], site_training.SiteTraining
+    monkeypatch.setattr(site_training, "SiteTraining", lambda *given: left.append(given[-1]) or original(*given))
+    reporter = reporter_of(tmp_path, 9)
+    run_site_adapt(bare, reporter)
+    assert 0 < left[0] < 100
+
+
 @pytest.mark.parametrize(("asked", "budget", "told"), [("stop_keep", None, False), ("", 1e-6, True)])
 def test_an_early_head_that_is_cut_short_is_put_down_to_the_time_only_where_it_was_that(
     models, job, accept, asked, budget, told
@@ -396,6 +536,43 @@ def test_fewer_than_three_scans_warn(job, accept):
     reporter = Reporter.silent()
     run_site_adapt(replace(job, unlabelled=job.unlabelled[:2], epochs=1), reporter)
     assert any(m.startswith("Only 2 scans") for m in messages(reporter))
+
+
+def warned_about(job, volumes, folder):
+    """The warnings of a job on these scans."""
+    folder.mkdir()
+    paths = [folder / f"{n}.nii.gz" for n in range(len(volumes))]
+    for path, volume in zip(paths, volumes, strict=True):
+        write_volume(path, volume.array, volume.grid)
+    reporter = Reporter.silent()
+    run_site_adapt(replace(job, unlabelled=tuple(map(str, paths)), preset="adabn"), reporter)
+    return messages(reporter)
+
+
+def test_scans_of_another_kind_than_the_model_is_made_for_warn(job, tmp_path, accept):
+    def as_ct(number):
+        plain = make_volume(number)
+        air = np.indices(plain.array.shape)[0] < 5
+        values = np.where(air, -1000, plain.array - 60).round()
+        return Volume(values.astype(np.int16), plain.grid, plain.name)
+
+    said = warned_about(job, [as_ct(n) for n in range(3)], tmp_path / "ct")
+    assert [m for m in said if "look like CT" in m] == said
+    assert said[0].startswith("Scans 1, 2 and 3 of 3 look like CT by the grey values, but the model 'tiny-unet2d'")
+    assert (
+        warned_about(replace(job, out=job.out + "2.safetensors"), [make_volume(n) for n in range(3)], tmp_path / "mr")
+        == []
+    )
+
+
+def test_scans_of_two_scanners_in_one_folder_warn(job, tmp_path, accept):
+    two = [made_up_scan(PLAIN if n < 4 else BLURRED, n) for n in range(7)]
+    said = warned_about(job, two, tmp_path / "two")
+    assert len(said) == 1
+    assert said[0].startswith("Scans 5, 6 and 7 of 7 differ from the others in ")
+    assert "another scanner or protocol" in said[0]
+    one = [made_up_scan(PLAIN, n) for n in range(7)]
+    assert warned_about(replace(job, out=job.out + "2.safetensors"), one, tmp_path / "one") == []
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from peftseg.errors import BadInput, JobCancelled
+from peftseg import site_evidence
+from peftseg.errors import BadInput, JobCancelled, OutOfMemory
 from peftseg.events import Reporter
 from peftseg.models import Structure
 from peftseg.preprocess import Prepared
@@ -172,6 +173,42 @@ def test_a_cancel_is_heard():
     reporter = Reporter(lambda kind, fields: None, request=lambda: "cancel")
     with pytest.raises(JobCancelled):
         collect_evidence(Brightness(), None, [a_scan()], BALL, "softmax", SIZE, 0.5, CPU, reporter=reporter)
+
+
+def test_a_scan_without_room_on_the_device_is_done_on_the_processor(monkeypatch):
+    expected, tried, original = collect(Brightness(), [a_scan(), a_scan(radius=6.0)]), [], site_evidence.ready
+
+    def ready(network, device, precision):
+        tried.append(device.type)
+        if device.type == "cuda" and tried.count("cuda") == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(network, CPU, precision)
+
+    monkeypatch.setattr(site_evidence, "ready", ready)
+    said = []
+    reporter = Reporter(lambda kind, fields: said.append(fields["message"]))
+    scans, gpu = [a_scan(), a_scan(radius=6.0)], torch.device("cuda", 0)
+    monkeypatch.setattr(torch.Tensor, "to", stays_here(torch.Tensor.to))
+    found = collect_evidence(Brightness(), None, scans, BALL, "softmax", SIZE, 0.5, gpu, reporter=reporter)
+    assert tried == ["cuda", "cuda", "cpu"]
+    assert found.volumes == expected.volumes
+    assert said == [
+        "Checking the adaptation with scan 2 of 2: the memory of cuda:0 does not suffice; going on with the processor."
+    ]
+
+
+def stays_here(move):
+    """A move to a device that only this machine's processor stands in for."""
+    return lambda tensor, where, *rest: tensor if isinstance(where, torch.device) else move(tensor, where, *rest)
+
+
+def test_a_scan_that_fits_nowhere_is_told_by_its_number(monkeypatch):
+    class Full(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    with pytest.raises(OutOfMemory, match="with scan 1 of 1 does not fit into memory"):
+        collect(Full(), [a_scan()])
 
 
 def test_few_scans_are_all_looked_at_and_of_many_some_from_end_to_end():

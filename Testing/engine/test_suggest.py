@@ -36,6 +36,7 @@ from peftseg.site_checks import mixed_sites, modality_warnings
 from peftseg.site_layers import describe_site, statistics_of
 from peftseg.site_statistics import GREY, LAYERS, TEXTURE, VOXELS
 from peftseg.suggest import run_suggest
+from peftseg.verdicts import stored_status
 from peftseg.volume import Volume, read_volume, write_volume
 from peftseg.weights import architecture, fingerprint, load_base, save_model
 from test_library import RECIPE
@@ -172,6 +173,61 @@ def test_an_adapter_that_fits_about_as_well_is_named(library, stored, tmp_path):
     assert result["advice"].endswith("twin-v1 fits about as well.")
 
 
+def judged(status: str) -> dict:
+    return {"status": status, "reasons": ["A reason with 3 numbers."], "facts": {}}
+
+
+def test_a_refused_adapter_is_never_suggested_however_well_it_fits_and_its_check_is_told(library, stored, tmp_path):
+    site = stored[1]["flat"]
+    keep(library, "bad", {"site": site, "gate": judged("refused")}, tmp_path)
+    keep(library, "worse", {"site": site, "gate": judged("refused")}, tmp_path)
+    keep(library, "a doubt", {"site": site, "gate": judged("warning")}, tmp_path)
+    keep(library, "zz", {"site": site, "gate": judged("accepted")}, tmp_path)
+    result = suggest(written(FLAT, 50, tmp_path))
+    rows = {row["ref"]: row for row in result["ranking"][:5]}
+    verdicts = {ref: row["verdict"] for ref, row in rows.items()}
+    assert verdicts == {
+        "a doubt-v1": "warning",
+        "bad-v1": "refused",
+        "flat-v1": None,
+        "worse-v1": "refused",
+        "zz-v1": "accepted",
+    }
+    assert rows["bad-v1"]["reason"].endswith("each other. Its check had refused it: use it with care.")
+    assert rows["a doubt-v1"]["reason"].endswith("each other. Its check had accepted it with a warning.")
+    assert rows["zz-v1"]["reason"] == rows["flat-v1"]["reason"]
+    assert result["ranking"][result["suggested"]]["ref"] == "a doubt-v1"
+    assert result["advice"].startswith("Use the adapter a doubt-v1. ")
+    assert result["advice"].endswith("Its check had accepted it with a warning. flat-v1 fits about as well.")
+
+
+def test_where_only_refused_adapters_fit_the_next_that_fits_is_suggested_or_none(stored, tmp_path):
+    entry, records = stored
+    write_tiny_base(models_dir() / entry.id, entry.id == "tiny-bn")
+    keep(entry, "bad", {"site": records["flat"], "gate": judged("refused")}, tmp_path)
+    path = written(FLAT, 50, tmp_path)
+    alone = suggest(path)
+    assert (alone["ranking"][0]["ref"], alone["suggested"]) == ("bad-v1", None)
+    assert alone["advice"].startswith(
+        "bad-v1 fits, but its check had refused it. No other stored adapter or model fits"
+    )
+    farther = {"site": site_of(entry, [made_up_scan(replace(FLAT, noise=FLAT.noise * 1.2), n) for n in range(5)])}
+    keep(entry, "farther", farther, tmp_path)
+    keep(entry, "worse", {"site": records["flat"], "gate": judged("refused")}, tmp_path)
+    both = suggest(path)
+    assert [row["ref"] for row in both["ranking"][:3]] == ["bad-v1", "worse-v1", "farther-v1"]
+    assert both["suggested"] == 2
+    assert both["advice"].startswith(
+        "bad-v1, worse-v1 fit, but their checks had refused them. Use the adapter farther-v1."
+    )
+
+
+@pytest.mark.parametrize("garbled", ["refused", {"status": "who knows"}, {}, None, []])
+def test_a_record_without_a_readable_verdict_counts_as_not_judged(garbled):
+    assert stored_status({"gate": garbled}) is None
+    assert stored_status({}) is None
+
+
 def test_twice_the_same_question_gives_the_same_answer(library, tmp_path):
     path = written(FLAT, 50, tmp_path)
     assert suggest(path) == suggest(path)
@@ -296,16 +352,21 @@ def test_it_can_be_cancelled_at_every_step(library, tmp_path):
             run_suggest(SuggestJob(path, device="cpu"), reporter)
 
 
-def test_the_command_prints_a_table_for_people_and_events_for_programs(library, tmp_path, capfd):
+def test_the_command_prints_a_table_for_people_and_events_for_programs(library, stored, tmp_path, capfd):
     arguments = ["adapters", "suggest", "--input", written(COARSE, 50, tmp_path), "--device", "cpu"]
     assert main(arguments) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].split() == ["ref", "kind", "distance", "structures", "reason"]
     assert lines[1].startswith("coarse-v1")
     assert lines[-1].startswith("Use the adapter coarse-v1.")
+    keep(library, "bad", {"site": stored[1]["coarse"], "gate": judged("refused")}, tmp_path)
+    assert main(arguments) == 0
+    told = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("bad-v1"))
+    assert told.endswith("Its check had refused it: use it with care.")
     assert main([*arguments, "--model", library.id, "--json"]) == 0
     last = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert (last["event"], last["ranking"][0]["ref"]) == ("finished", "coarse-v1")
+    suggested = last["ranking"][last["suggested"]]
+    assert (last["event"], suggested["ref"], suggested["verdict"]) == ("finished", "coarse-v1", None)
     assert main(["adapters", "suggest", "--input", str(tmp_path / "none.nii.gz")]) == 2
 
 

@@ -472,6 +472,39 @@ def test_a_model_that_fits_best_or_nothing_that_fits_is_said_so(asking, tmp_path
     assert "It is no longer in the library" in ui.suggestUseButton.toolTip
 
 
+def test_an_adapter_that_its_check_refused_is_passed_over_and_one_with_a_warning_is_named_as_such(
+    asking, tmp_path, pictures
+):
+    bench, scan = asking
+    ui = bench.apply_ui
+    refused, doubtful = rows(0.6, 0.9)
+    refused |= {"verdict": "refused", "reason": f"{refused['reason']} Its check had refused it: use it with care."}
+    doubtful |= {"verdict": "warning", "reason": f"{doubtful['reason']} Its check had accepted it with a warning."}
+    answered(bench, tmp_path, scan, [refused, doubtful], 1)
+    assert ui.suggestLabel.text.splitlines() == [
+        "Suggested for this scan: scanner B, version 1",
+        "Its check had accepted it with a warning: look at its results with care.",
+        "scanner Ä, version 1 fits better, but its check had refused it.",
+    ]
+    first, second = ui.suggestRanking.text.splitlines()
+    assert first.startswith("1. scanner Ä, version 1: ")
+    assert first.endswith("Its check had refused it: use it with care.")
+    assert second.endswith("Its check had accepted it with a warning.")
+    bench.picture(pictures, "refused_passed_over", 4)
+    ui.suggestUseButton.click()
+    bench.look()
+    assert bench.state.adapter == "scanner B-v1"
+    base = {**rows(0.5)[0], "kind": "base", "ref": "tiny", "name": "Tiny test model", "verdict": None}
+    answered(bench, tmp_path, scan, [refused, base], 1)
+    told = ui.suggestLabel.text.splitlines()
+    assert told[0].startswith("Suggested for this scan: no adapter, but Tiny test model without adapter as it is")
+    assert told[1:] == ["scanner Ä, version 1 fits better, but its check had refused it."]
+    advice = "scanner Ä-v1 fits, but its check had refused it. No other stored adapter or model fits this scan well."
+    answered(bench, tmp_path, scan, [refused], None, advice=advice)
+    assert ui.suggestLabel.text == advice
+    assert not shown(ui.suggestUseButton)
+
+
 def test_an_answer_whose_scan_has_gone_is_said_so(asking, tmp_path):
     import slicer
 
@@ -496,7 +529,7 @@ def test_an_answer_whose_scan_has_gone_is_said_so(asking, tmp_path):
 # with the engine
 
 
-def test_cancelled_gone_on_with_over_a_restart_refused_kept_all_the_same_and_suggested(
+def test_cancelled_gone_on_with_over_a_restart_refused_kept_all_the_same_and_not_suggested(
     bench, site_model, host, pictures
 ):
     from peftseg import library
@@ -522,7 +555,7 @@ def test_cancelled_gone_on_with_over_a_restart_refused_kept_all_the_same_and_sug
     ui.verdictCloseButton.click()
     bench.wait(lambda: not done.folder.exists())
     record_is_told(bench, row)
-    suggested(bench, host, scene_makers.add_scan(2, "Größe 2 é"), pictures)
+    not_suggested(bench, host, scene_makers.add_scan(2, "Größe 2 é"), pictures)
 
 
 def cancelled_in_the_check(bench, volumes, pictures) -> None:
@@ -583,7 +616,7 @@ def record_is_told(bench, row) -> None:
     assert "Check without labels: refused: " in text
 
 
-def suggested(bench, host, scan, pictures) -> None:
+def not_suggested(bench, host, scan, pictures) -> None:
     ui = bench.apply_ui
     bench.main.unfold(4)
     bench.state.scan = scan
@@ -593,13 +626,12 @@ def suggested(bench, host, scan, pictures) -> None:
     assert ui.suggestButton.text == "Comparing the scan..."
     bench.wait(lambda: shown(ui.suggestFrame), what="the answer")
     bench.look()
-    assert ui.suggestLabel.text == "Suggested for this scan: scanner Ä, é, version 1"
+    assert not ui.suggestLabel.text.startswith("Suggested for this scan: scanner Ä, é, version 1")
+    assert "its check had refused it" in ui.suggestLabel.text
     assert "scans of this site" in ui.suggestRanking.text
+    assert "Its check had refused it: use it with care." in ui.suggestRanking.text
     assert "Tiny model with batch normalisation without adapter: " in ui.suggestRanking.text
+    assert not shown(ui.suggestUseButton)
     assert bench.state.adapter == ""
     bench.picture(pictures, "suggested_really", 4)
-    ui.suggestUseButton.click()
-    bench.look()
-    assert bench.state.adapter == "scanner Ä, é-v1"
-    assert ui.applyButton.enabled
     print("longest on the GUI thread: {:.3f} s, {}".format(*host.longest_slot()))

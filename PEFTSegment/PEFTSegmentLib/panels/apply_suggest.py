@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 
 from peftseg.config import SuggestJob
 from peftseg.events import Event
+from peftseg.verdicts import REFUSED, WARNING
 
 from .. import dialogs, scans, work
 from ..panel import enable
@@ -102,10 +103,19 @@ class Suggesting:
         if row is None:
             return answer["advice"]
         if row["kind"] == "adapter":
-            return _("Suggested for this scan: {adapter}").format(adapter=self._name(row))
-        return _(
-            "Suggested for this scan: no adapter, but {model} as it is (step 1, 'Try on the scan in view')."
-        ).format(model=self._name(row))
+            text = _("Suggested for this scan: {adapter}").format(adapter=self._name(row))
+        else:
+            text = _(
+                "Suggested for this scan: no adapter, but {model} as it is (step 1, 'Try on the scan in view')."
+            ).format(model=self._name(row))
+        lines = [text]
+        if row.get("verdict") == WARNING:
+            lines.append(_("Its check had accepted it with a warning: look at its results with care."))
+        for nearer in answer["ranking"][: answer["suggested"]]:
+            if nearer.get("verdict") == REFUSED:
+                words = _("{adapter} fits better, but its check had refused it.")
+                lines.append(words.format(adapter=self._name(nearer)))
+        return "\n".join(lines)
 
     def _ranking(self, answer: dict[str, Any]) -> str:
         """A numbered line for each of the first ones, with the engine's sentence."""

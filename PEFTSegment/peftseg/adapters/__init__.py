@@ -8,7 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from peftseg.adapters.table import AUTO, METHODS, MethodInfo, Option, check_options, learning_rates, method_info
+from peftseg.adapters.table import (
+    AUTO,
+    METHODS,
+    MethodInfo,
+    Option,
+    check_options,
+    learning_rates,
+    method_info,
+    saved_options,
+)
 from peftseg.errors import BadInput
 
 if TYPE_CHECKING:
@@ -61,7 +70,9 @@ def attach(
             "The method 'auto' cannot be attached: it chooses another one by the labelled scans.",
             "Use `peftseg adapt`, or name a method.",
         )
-    return import_module(method_info(method).module).attach(network, anatomy, checked, train_decoder)
+    attached = import_module(method_info(method).module).attach(network, anatomy, checked, train_decoder)
+    attached.share_at_start = attached.trained_share()
+    return attached
 
 
 def attach_saved(
@@ -84,7 +95,7 @@ def attach_saved(
     BadInput
         As `attach` does, and for foreign, missing or misshapen tensors; the network is then of no further use.
     """
-    attached = attach(network, anatomy, method, options, train_decoder)
+    attached = attach(network, anatomy, method, saved_options(method, options), train_decoder)
     attached.fit_to(state)
     attached.load_state(state)
     return attached

@@ -73,7 +73,7 @@ class AdaLora(Attached):
         return self.last_budget + round((self.first_budget - self.last_budget) * left**3)
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Score of each component, (rank,), by layer (and block); before the first step |v| |A_i| |B_i|."""
+        """Score of each component, (rank,), by layer (and block); where no step led to this state |v| |A_i| |B_i|."""
         if not self._smoothed:
             return {label: factors.importance() for label, factors in self.labelled_factors().items()}
         found = {}
@@ -93,6 +93,17 @@ class AdaLora(Attached):
             blocks = change.blocks.items()
             self._keep(name, {block: kept[label_of(name, change, block)] & (f.v != 0) for block, f in blocks})
         self._smoothed, self._kept = {}, None
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """As `Attached.load_state`; scores and masks of the steps go where the state is not the one that they led to.
+
+        A state is its own mask: what was dropped has v = 0. `prune` then drops beyond the budget by the state's own sizes.
+        """
+        now = self.tensors()
+        same = all(key in now and torch.equal(now[key], tensor.to(now[key].device)) for key, tensor in state.items())
+        super().load_state(state)
+        if not same:
+            self._smoothed, self._kept = {}, None
 
     def memory(self) -> dict[str, torch.Tensor]:
         """Steps, smoothed sensitivities and, once the budget is met, what was kept."""

@@ -56,7 +56,8 @@ class Arena(Attached):
     def parameter_groups(self, rates: dict[str, float]) -> list[dict]:
         """As `Attached.parameter_groups`, with the gates in their own group "gate" (rate "gate", else "adapter").
 
-        In the paper mode the gates are in no group: `after_step` moves them.
+        In the paper mode the gates are in no group: `after_step` moves them by their gradient, which must then be that
+        of the loss, not of a scaled one.
         """
         gates = [f.v for f in self.labelled_factors().values()]
         ids = {id(v) for v in gates}

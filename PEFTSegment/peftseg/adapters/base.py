@@ -41,6 +41,11 @@ class Attached:
         Name of the module before which nothing trains, so that its input can be computed once and kept; "" for none.
     notes : tuple of str
         What the user should know about this combination of method and network.
+
+    Attributes
+    ----------
+    share_at_start : dict
+        `trained_share` as `adapters.attach` left it: what is trained, before anything is pruned.
     """
 
     prunes = False
@@ -65,6 +70,7 @@ class Attached:
         self.created = created
         self.frozen_until = frozen_until
         self.notes = notes
+        self.share_at_start: dict[str, int] = {}
         self.clipped = {_layer(n): c.rank for n, c in self.low_rank().items() if c.rank < c.asked}
         self._gradients: dict[str, torch.Tensor] = {}
         self._watched = 0

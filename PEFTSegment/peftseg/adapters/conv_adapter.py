@@ -14,7 +14,7 @@ from torch import nn
 from peftseg.adapters.base import Attached
 from peftseg.adapters.beside import Beside, keep_beside
 from peftseg.adapters.following import norms_after
-from peftseg.adapters.freezing import freeze, outright
+from peftseg.adapters.freezing import NORMS, freeze, outright
 from peftseg.adapters.layers import CONVOLUTIONS, choose_layers, conv_blocks, outside
 from peftseg.errors import BadInput
 from peftseg.networks import Anatomy, is_part
@@ -67,7 +67,8 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
     ----------
     options : dict
         From `check_options("conv_adapter", ...)`. Block schemes also take single convolutions outside of blocks where
-        an expression in `layers` names them.
+        an expression in `layers` names them. train_norm: every normalisation of the network trains too, as in the
+        released code; running statistics stay those of the base.
     train_decoder : bool
         Train the decoder outright too; its layers then get no adapter.
     """
@@ -82,7 +83,9 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
     left_out = anatomy.decoder if train_decoder else ()
     hosts = _hosts(network, anatomy, options["layers"], blocks if level == "block" else None, left_out)
     norms = _norms_after(network, anatomy, hosts) if after_norm else {}
-    trained = freeze(network, anatomy, outright(train_decoder))
+    trained = freeze(
+        network, anatomy, outright(train_decoder), _norms(network, anatomy) if options["train_norm"] else {}
+    )
     like = next(network.parameters())
     modules: dict[str, ConvAdapter] = {}
     for name, host in hosts.items():
@@ -111,6 +114,12 @@ def _hosts(
     alone = {n for n in convolutions if not is_part(n, tuple(blocks))}
     by_pattern = {n: m for n, m in every.items() if n in adaptable or n in alone}
     return choose_layers(network, anatomy, layers, adaptable, by_pattern=by_pattern)
+
+
+def _norms(network: nn.Module, anatomy: Anatomy) -> dict[str, str]:
+    """Parameters of every normalisation but one after the head, name -> kind."""
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, NORMS) and n != anatomy.head_norm}
+    return {f"{n}.{leaf}": "norm" for n, m in norms.items() for leaf, p in m._parameters.items() if p is not None}
 
 
 def _norms_after(network: nn.Module, anatomy: Anatomy, hosts: dict[str, nn.Module]) -> dict[str, str]:

@@ -51,7 +51,7 @@ def norms_after(network: nn.Module, anatomy: Anatomy, convolutions: Iterable[str
     except (RuntimeError, ValueError, TypeError) as error:
         raise BadInput(
             f"It cannot be told which normalisation follows a convolution of this network: {error}.",
-            "Leave out the option sum.",
+            "Leave out the option sum or after.",
         ) from error
     return trace.found()
 

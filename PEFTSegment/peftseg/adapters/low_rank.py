@@ -30,7 +30,9 @@ class Design:
     Attributes
     ----------
     rank : int or None
-        Components a block of rows, clipped to the smaller side of the block's unfolding; None: half of its rows.
+        Components a block of rows, clipped to the smaller side of the block's unfolding, beyond which they add values
+        but no freedom (published counts are of the rank that was asked for: Docs/decisions/published-settings.md); None:
+        half of its rows.
     alpha : float or None
         The change is multiplied by alpha / rank asked for (also where a layer's is clipped, so that all have one scale);
         None: by 1.

@@ -1,7 +1,9 @@
 """SSF: each channel is scaled and shifted, y = gamma x + beta (Lian et al. 2022; METHODS 6.3).
 
 It is composed into the layer that makes x, so that it costs nothing and merges exactly. By default that is a
-normalisation: one that follows a convolution subtracts the shift and divides by the scale again.
+normalisation: one that follows a convolution subtracts the shift and divides by the scale again. Option after
+"norm_else_conv" takes the convolutions, too, that no normalisation follows, so that no path through the network is left
+out.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from peftseg.adapters.base import Attached
 from peftseg.adapters.composed import Composed, compose, in_full_precision
+from peftseg.adapters.following import norms_after
 from peftseg.adapters.freezing import NORMS, freeze, outright
 from peftseg.adapters.layers import CONVOLUTIONS, TRANSPOSED, choose_layers, outside
 from peftseg.networks import Anatomy
@@ -78,7 +81,7 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
     """
     published = options["init"] == "published"
     every = outside(network, anatomy, anatomy.decoder if train_decoder else ())
-    by_pattern = _adaptable(every, options["after"])
+    by_pattern = _adaptable(network, anatomy, every, options["after"])
     adaptable = {name: m for name, m in by_pattern.items() if not isinstance(m, TRANSPOSED)}
     layers = choose_layers(network, anatomy, options["layers"], adaptable, by_pattern=by_pattern, auto="all")
     trained = freeze(network, anatomy, outright(train_decoder))
@@ -90,20 +93,27 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
             created.append(f"{name}.bias")
         changes |= {f"{name}.weight": scale, f"{name}.bias": Shift(scale, published)}
     compose(network, changes)
-    return Attached(network, trained, changes, created=tuple(created), notes=_notes(network, layers, published))
+    return Attached(network, trained, changes, created=tuple(created), notes=_notes(network, layers, options))
 
 
-def _adaptable(every: dict[str, nn.Module], after: str) -> dict[str, nn.Module]:
-    kinds = {"norm": NORMS, "conv": (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)}
-    wanted = (*kinds["norm"], *kinds["conv"]) if after == "all" else kinds[after]
-    return {n: m for n, m in every.items() if isinstance(m, wanted) and m._parameters.get("weight") is not None}
+def _adaptable(network: nn.Module, anatomy: Anatomy, every: dict[str, nn.Module], after: str) -> dict[str, nn.Module]:
+    """The layers whose outputs are scaled and shifted, by name."""
+    convolutions = (*CONVOLUTIONS, *TRANSPOSED)
+    kinds = {"norm": NORMS, "norm_else_conv": (*NORMS, *convolutions), "conv": (nn.Linear, *convolutions)}
+    wanted = (*NORMS, nn.Linear, *convolutions) if after == "all" else kinds[after]
+    found = {n: m for n, m in every.items() if isinstance(m, wanted) and m._parameters.get("weight") is not None}
+    if after != "norm_else_conv":
+        return found
+    followed = norms_after(network, anatomy, [n for n, m in found.items() if isinstance(m, convolutions)])
+    return {n: m for n, m in found.items() if n not in followed}
 
 
-def _notes(network: nn.Module, layers: dict[str, nn.Module], published: bool) -> tuple[str, ...]:
+def _notes(network: nn.Module, layers: dict[str, nn.Module], options: dict) -> tuple[str, ...]:
     notes = []
-    if published:
+    if options["init"] == "published":
         notes.append("The published first values change what the model does before it has learnt anything.")
-    if any(isinstance(m, CONVOLUTIONS) for m in layers.values()) and any(map(_looks_at_input, network.modules())):
+    after_some = any(isinstance(m, (*CONVOLUTIONS, *TRANSPOSED)) for m in layers.values())
+    if options["after"] in ("conv", "all") and after_some and any(map(_looks_at_input, network.modules())):
         notes.append(
             "This model normalises by each scan's own values: after a convolution that undoes scale and shift, wholly "
             "or in part. After normalisation layers (option after) they have their full effect."

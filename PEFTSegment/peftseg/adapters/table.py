@@ -11,7 +11,7 @@ from typing import Any
 from peftseg.adapters.options import MethodInfo, Option, all_checked, filled
 from peftseg.errors import unknown_name
 
-__all__ = ["AUTO", "METHODS", "MethodInfo", "Option", "check_options", "learning_rates", "method_info"]
+__all__ = ["AUTO", "METHODS", "MethodInfo", "Option", "check_options", "learning_rates", "method_info", "saved_options"]
 
 PRESET = "preset"
 AUTO = "auto"  # chooses one of the others (`peftseg.auto`); it attaches nothing itself
@@ -79,7 +79,16 @@ _LORA = MethodInfo(
         _LR_DECODER,
         _LR_HEAD,
     ),
-    presets={"fseft": {"rank": 4, "layers": "attention", "qkv": "joint"}},
+    presets={
+        "fseft": {
+            "rank": 4,
+            "layers": "attention",
+            "qkv": "joint",
+            "lr_adapter": 1e-3,
+            "lr_decoder": 1e-4,
+            "lr_head": 1e-4,
+        }
+    },
 )
 
 _ARENA = MethodInfo(
@@ -88,6 +97,7 @@ _ARENA = MethodInfo(
     summary="Low-rank changes whose components have gates: those that are not needed are dropped.",
     module="peftseg.adapters.arena",
     options=(
+        _preset("published"),
         _RANK,
         Option(
             "mode",
@@ -115,6 +125,18 @@ _ARENA = MethodInfo(
         _LR_DECODER,
         _LR_HEAD,
     ),
+    presets={
+        "published": {
+            "rank": 8,
+            "mode": "paper",
+            "lam": 0.5,
+            "rho": 0.0,
+            "v_init": "uniform",
+            "lr_adapter": 1e-3,
+            "lr_decoder": 1e-4,
+            "lr_head": 1e-4,
+        }
+    },
 )
 
 _DORA = MethodInfo(
@@ -178,7 +200,15 @@ _BITFIT = MethodInfo(
         _LR_DECODER,
         _LR_HEAD,
     ),
-    presets={"fseft": {"layers": r".*\.(attn|mlp)(\..*)?", "relative_position": True}},
+    presets={
+        "fseft": {
+            "layers": r".*\.(attn|mlp)(\..*)?",
+            "relative_position": True,
+            "lr_adapter": 1e-2,
+            "lr_decoder": 1e-4,
+            "lr_head": 1e-4,
+        }
+    },
 )
 
 _AFFINE = MethodInfo(
@@ -200,9 +230,10 @@ _SSF = MethodInfo(
         Option(
             "after",
             "norm",
-            "What is scaled and shifted: the outputs of norm (normalisation layers), of conv (convolutions and linear "
-            "layers), or of all. What follows a convolution may undo it.",
-            choices=("norm", "conv", "all"),
+            "What is scaled and shifted: the outputs of norm (normalisation layers), of norm_else_conv (these, and "
+            "convolutions that no normalisation follows), of conv (convolutions and linear layers), or of all. A "
+            "normalisation that follows a convolution may undo it.",
+            choices=("norm", "norm_else_conv", "conv", "all"),
         ),
         Option(
             "init",
@@ -247,12 +278,21 @@ _CONV_ADAPTER = MethodInfo(
             "First values: zero (the model starts unchanged), or published (random).",
             choices=("zero", "published"),
         ),
+        Option("train_norm", False, "Train the normalisation of the whole model, too, as the released code does."),
         _LR_ADAPTER,
+        _LR_NORM,
         _LR_DECODER,
         _LR_HEAD,
     ),
     presets={
-        "official": {"scheme": "conv_parallel", "gamma": 4, "width": 0, "depthwise": True, "init": "published"},
+        "official": {
+            "scheme": "conv_parallel",
+            "gamma": 4,
+            "width": 0,
+            "depthwise": True,
+            "init": "published",
+            "train_norm": True,
+        },
         "thesis": {"scheme": "block_parallel", "width": 32, "depthwise": False},
     },
 )
@@ -275,7 +315,15 @@ _RESIDUAL_ADAPTER = MethodInfo(
         _LR_DECODER,
         _LR_HEAD,
     ),
-    presets={"fseft": {"layers": "encoder", "init": "published"}},
+    presets={
+        "fseft": {
+            "layers": "encoder",
+            "init": "published",
+            "lr_adapter": 1e-2,
+            "lr_decoder": 1e-4,
+            "lr_head": 1e-4,
+        }
+    },
 )
 
 _ADAPTFORMER = MethodInfo(
@@ -401,6 +449,19 @@ def check_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
     info = method_info(method)
     given = all_checked(method, info.options, options, f"option of method '{method}'")
     return filled(info.options, given, info.presets.get(given.get(PRESET, ""), {}))
+
+
+def saved_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All options of a saved adapter, as `check_options`.
+
+    A file holds every option that there was when it was made, rates too; what its preset has come to set since had its
+    default then.
+    """
+    if not any(name.startswith("lr_") for name in options):
+        return check_options(method, options)
+    preset = {name: value for name, value in options.items() if name == PRESET}
+    others = {name: value for name, value in options.items() if name != PRESET}
+    return check_options(method, {**check_options(method, others), **preset})
 
 
 def learning_rates(options: dict[str, Any]) -> dict[str, float]:
