@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftseg.adapter_training import Adapted, make_setting, predict_masks
+from peftseg.adapter_training import Adapted, Setting, make_setting, predict_masks
 from peftseg.adapters import check_options
 from peftseg.adapters.base import KINDS
 from peftseg.auto import adapt_scans
+from peftseg.base_match import base_masks, load_asked_base
+from peftseg.compare_rank import mean_effective_rank, starting_weights
 from peftseg.compare_tasks import Task
 from peftseg.dataset import load_scans
+from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.metrics import dice, surface_dice
 from peftseg.models import ModelEntry, Structure
@@ -23,9 +27,11 @@ from peftseg.peak_memory import PeakMemory
 from peftseg.study import LoadedScan
 from peftseg.volume import file_stem
 
-__all__ = ["TOLERANCE_MM", "Candidate", "Task", "draw_support", "run_candidate"]
+__all__ = ["TOLERANCE_MM", "ZERO_SHOT", "Candidate", "Task", "draw_support", "run_candidate"]
 
 TOLERANCE_MM = 1.0
+Masks = dict[str, np.ndarray]  # (I, J, K) by structure name
+ZERO_SHOT = "zero-shot"  # in place of a method: the base as it is
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Candidate:
     label : str
         Name in tables.
     method : str
-        Name in the method table.
+        Name in the method table, or `ZERO_SHOT`: the base as it is, of which no option is asked.
     options : dict
         What differs from the method's defaults.
     scratch : bool
@@ -73,68 +79,124 @@ def run_candidate(
 
     The draw is also the seed of the initialisation and of the patches. Without test scans the rest of the support
     scans is scored (a cross-validation fold). A structure that a scan does not label as a whole is not scored there.
-    Time and peak memory are those of training. With the method `auto` what was trained, its rank and its epochs are those
-    of the method that it chose, which is in "chosen"; time and memory are those of the search, too.
+    With the method `auto` what was trained, its rank and its epochs are those of the method that it chose, which is in
+    "chosen"; time and memory are those of the search, too.
+
+    "seconds" is the time of training on the clock, "cpu_seconds" the processor time of this process and of those that it
+    started and that have ended, which other work on the machine changes little. "memory_mib" is the peak of what
+    "memory_of" names, and "memory_added_mib" that peak minus what was taken when training began. In a process that
+    trained before, memory that it has kept is missing from the latter: run each training in a process of its own.
+
+    "trained" are the values that the finished adapter holds, after pruning; "trained_at_start" those that trained.
+    "rank" is the mean number of components that are left, "effective_rank" is that of the merged change of the weights
+    (`compare_rank`), empty for methods that do not merge.
+
+    Raises
+    ------
+    BadInput
+        For `ZERO_SHOT`, when the base does not segment all of the structures by itself.
     """
     reporter = Reporter.silent()
     chosen = draw_support(len(task.support), shots, draw)
-    support = load_scans([task.support[i] for i in chosen], task.structures, replace_nonfinite, reporter)
     rest = [item for i, item in enumerate(task.support) if i not in chosen]
     scored_items = task.test or tuple(rest)
     scored = load_scans(scored_items, task.structures, replace_nonfinite, reporter)
-    options = check_options(candidate.method, candidate.options)
-    setting = replace(
-        make_setting(entry, task.structures, support, candidate.method, options, device, reporter),
-        seed=draw,
-        epochs=epochs,
-        budget_minutes=budget_minutes,
-        precision=precision,
-        scratch=candidate.scratch,
-    )
-    started = time.monotonic()
-    with PeakMemory(device) as memory:
+    common = {"task": task.name, "candidate": candidate.label, "shots": shots, "draw": draw, "device": device.type}
+    if candidate.method == ZERO_SHOT:
+        facts, found = _as_it_is(entry, task, scored, device, precision, reporter)
+    else:
+        support = load_scans([task.support[i] for i in chosen], task.structures, replace_nonfinite, reporter)
+        options = check_options(candidate.method, candidate.options)
+        setting = replace(
+            make_setting(entry, task.structures, support, candidate.method, options, device, reporter),
+            seed=draw,
+            epochs=epochs,
+            budget_minutes=budget_minutes,
+            precision=precision,
+            scratch=candidate.scratch,
+        )
+        facts, found = _trained(setting, support, scored, reporter)
+    rows = []
+    for item, scan, masks in zip(scored_items, scored, found, strict=True):
+        whole = [s for s in task.structures if scan.known[s.name] is True]
+        rows += _score(common | facts | {"scan": file_stem(item.image)}, scan, masks, whole, tolerance_mm)
+    return rows
+
+
+def _trained(
+    setting: Setting, support: list[LoadedScan], scored: list[LoadedScan], reporter: Reporter
+) -> tuple[dict[str, Any], list[Masks]]:
+    """Train; what it took and what came of it, and the masks of the scored scans."""
+    with PeakMemory(setting.device) as before:
+        pass
+    started, worked = time.monotonic(), _processor_time()
+    with PeakMemory(setting.device) as memory:
         adapted = adapt_scans(setting, support, reporter)
-    seconds = time.monotonic() - started
-    common = {
-        "task": task.name,
-        "candidate": candidate.label,
-        "shots": shots,
-        "draw": draw,
-        "seconds": round(seconds, 1),
-        "method": candidate.method,
-        "initial_rank": options.get("start_rank", options.get("rank", "")),
+    facts = {
+        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(_processor_time() - worked, 1),
+        "method": setting.method,
+        "initial_rank": setting.options.get("start_rank", setting.options.get("rank", "")),
         "memory_mib": round(memory.mib),
         "memory_of": memory.measures,
-        "device": device.type,
+        "memory_added_mib": round(max(0.0, memory.mib - before.mib)),
         **_facts(adapted),
     }
-    rows = []
-    for item, scan in zip(scored_items, scored, strict=True):
-        masks = predict_masks(adapted, scan, reporter)
-        whole = [s for s in task.structures if scan.known[s.name] is True]
-        rows += _score(common | {"scan": file_stem(item.image)}, scan, masks, whole, tolerance_mm)
-    return rows
+    return facts, [predict_masks(adapted, scan, reporter) for scan in scored]
+
+
+def _as_it_is(
+    entry: ModelEntry,
+    task: Task,
+    scored: list[LoadedScan],
+    device: torch.device,
+    precision: str,
+    reporter: Reporter,
+) -> tuple[dict[str, Any], list[Masks]]:
+    """The base's own masks; nothing trains."""
+    base = load_asked_base(entry, task.structures)
+    own = {s.name for s in base.asked} if base else set()
+    novel = [s.name for s in task.structures if s.name not in own]
+    if novel:
+        raise BadInput(
+            f"{entry.id} does not segment {', '.join(novel)} by itself.",
+            f"Leave out '{ZERO_SHOT}' in task '{task.name}'.",
+        )
+    size = sum(p.numel() for p in base.segmenter.network.parameters())
+    counts = dict.fromkeys((*(f"trained_{kind}" for kind in KINDS), "trained", "trained_at_start", "buffers"), 0)
+    facts = {"method": ZERO_SHOT, "base_total": size, "epochs": 0, "seconds": 0.0, "cpu_seconds": 0.0, **counts}
+    return facts, [base_masks(base, scan.volume, device, precision, reporter) for scan in scored]
+
+
+def _processor_time() -> float:
+    """Seconds of this process and of its children that have ended (which Windows does not tell)."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
 
 
 def _facts(adapted: Adapted) -> dict[str, Any]:
     share = adapted.attached.trained_share()
     ranks = adapted.attached.facts().get("ranks", {})
     kinds = dict.fromkeys(KINDS, 0) | {kind: n for kind, n in share.items() if kind not in ("base_total", "buffers")}
+    at_start = adapted.attached.share_at_start
+    effective = mean_effective_rank(adapted.attached, starting_weights(adapted.setting))
     return {
         "trained": sum(kinds.values()),
+        "trained_at_start": sum(at_start[kind] for kind in KINDS),
         **{f"trained_{kind}": n for kind, n in kinds.items()},
         "buffers": share["buffers"],
         "base_total": share["base_total"],
         "epochs": len(adapted.history.losses),
         "chosen": adapted.choice.get("label", ""),
         "rank": round(float(np.mean(list(ranks.values()))), 2) if ranks else "",
+        "effective_rank": "" if effective is None else round(effective, 2),
     }
 
 
 def _score(
     common: dict[str, Any],
     scan: LoadedScan,
-    masks: dict[str, np.ndarray],
+    masks: Masks,
     structures: Iterable[Structure],
     tolerance_mm: float,
 ) -> list[dict[str, Any]]:

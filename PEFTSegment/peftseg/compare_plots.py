@@ -162,11 +162,11 @@ def _means(tables: dict[str, list[Any]], labels: Sequence[str]) -> tuple[list[fl
 
 
 def _trained(rows: Rows, shots: int, label: str) -> float:
-    """Trained values, mean over tasks."""
+    """Values that trained at the start (after pruning where rows are older than that), mean over tasks."""
     by_task: dict[str, list[float]] = {}
     for row in rows:
         if row["candidate"] == label and int(row["shots"]) == shots:
-            by_task.setdefault(row["task"], []).append(float(row["trained"]))
+            by_task.setdefault(row["task"], []).append(float(row.get("trained_at_start") or row["trained"]))
     return mean_of([mean_of(found) for found in by_task.values()])
 
 

@@ -5,6 +5,7 @@ One task: the sections of that task. Several: those over all tasks, in which eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from peftseg.report import NOTICE
 __all__ = ["RANK_MARK", "REPORT", "markdown", "paired_table", "rank_rows", "summaries", "write_report"]
 
 REPORT = "report.md"
+POOL_EPOCHS = 8  # as adapters.features.POOL, which needs torch
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _head(rows: Rows, settings: dict[str, Any], missing: int, failed: Sequence[s
         + (f"; **{missing} are missing: start the same command again**" if missing else ""),
         "- Each draw is another support set and seed, the same for all methods. Intervals are 95 %, bootstrapped over "
         "draws and patients; structures count equally within a scan. A difference whose interval holds 0 is a tie. "
-        "Intervals are not widened for the number of comparisons.",
+        "Intervals are not widened for the number of comparisons, and with two or three draws still somewhat narrow.",
         *(f"- Failed: {text}" for text in failed),
         *(f"- Left out: {text}" for text in skipped),
     ]
@@ -176,18 +178,52 @@ def _shots_section(rows: Rows, part: _Part) -> list[str]:
     choices = chosen_table(ordered)
     return [
         scores_table(facts, order, part.tolerance_mm),
-        f"Spread: standard deviation of the draws' means. Trained values are those that the finished adapter holds, "
-        f"rank is the mean over layers at the end; time is that of training, memory its peak ({of_memory}).",
+        *([_UNEQUAL] if len(_draws_of(rows)) > 1 else []),
+        f"Spread: standard deviation of the draws' means. Trained values are those that the finished adapter holds, after "
+        f"pruning. {_COSTS} Memory in all is the peak ({of_memory}) and memory added that peak minus what was taken when "
+        "training began; all trainings here ran in one process, so that memory which an earlier one left behind counts in "
+        "the former and not in the latter.",
         *([part.heading("What was chosen", 1), choices, _CHOICES] if choices else []),
         *by_part,
         part.heading("Trained values by kind", 1),
         share_table(facts, order),
         part.heading("Accuracy against size", 1),
         pareto_table(facts, order),
-        "On the front: no other method is as accurate and as small. The score is that of the thesis, half the Dice and "
-        "half the smallness, scaled over the methods in this table; what it calls a frontier is no Pareto front.",
-        *([part.heading("Paired differences", 1), paired_table(ordered)] if len(order) > 1 else []),
+        "On the front: no other method is as accurate and as small. Trained are here the values that trained at the start, "
+        f"before anything was pruned{_without_start(facts)}. The score is that of the thesis, half the Dice and half the "
+        "smallness, scaled over the methods in this table; what it calls a frontier is no Pareto front.",
+        *([part.heading("Paired differences", 1), paired_table(ordered), _PAIRED] if len(order) > 1 else []),
     ]
+
+
+def _draws_of(rows: Rows) -> set[tuple[frozenset[str], ...]]:
+    """The draws of the tasks, of each method; one entry where all have the same."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        found.setdefault(row["candidate"], {}).setdefault(row["task"], set()).add(row["draw"])
+    return {tuple(frozenset(of_task) for _, of_task in sorted(draws.items())) for draws in found.values()}
+
+
+def _without_start(facts: dict[str, dict[str, Any]]) -> str:
+    """Words about the methods whose rows are older than that count."""
+    unknown = [label for label, fact in facts.items() if math.isnan(fact["trained_at_start"])]
+    return f" (of {', '.join(unknown)} only the count after pruning is known)" if unknown else ""
+
+
+_UNEQUAL = (
+    "**The methods do not have the same draws.** Their means are over different support sets; only the paired differences "
+    "compare the same ones."
+)
+_COSTS = (
+    "Rank is the number of components that are left, effective rank that of the merged change of the weights (exp of the "
+    "entropy of its singular values); both are means over layers, head and decoder apart. linear_probe and spatial_adapter "
+    f"train on features that are kept: they see the patches of their first {POOL_EPOCHS} epochs again and again, the others "
+    "new ones in each epoch. Time is that of training on the clock; processor time hardly depends on other work."
+)
+_PAIRED = (
+    "p-values: paired bootstrap over patients and draws, two-sided, adjusted by Holm's method for all pairs in this table. "
+    "Where methods have one draw in common there is no verdict: its interval is over patients only."
+)
 
 
 _CHOICES = "Chosen from the support set of each run alone; the time of the search is in the time of training."

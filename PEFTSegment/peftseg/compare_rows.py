@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from peftseg.compare_bootstrap import REPEATS, bounds, p_value, resampled_means
 from peftseg.errors import BadInput
 from peftseg.paths import write_text
 
@@ -21,13 +22,15 @@ FIELDS = (
     "method", "initial_rank", *SHARE, "base_total", "memory_mib", "memory_of", "device",
     "chosen",
 )  # fmt: skip
+# Columns that came later. Files without them are as good: a column or a cell that is missing reads as empty.
+OPTIONAL = ("cpu_seconds", "memory_added_mib", "effective_rank", "trained_at_start")
 Rows = Sequence[dict[str, Any]]
 
 
 def read_rows(path: Path, needed: Sequence[str] = (*KEYS, "dice", "surface_dice")) -> list[dict[str, str]]:
     """Rows of a CSV file that `append_rows` wrote; none where it does not exist. BadInput where it is damaged.
 
-    `needed` are columns that it must have.
+    `needed` are columns that it must have. All rows have the `OPTIONAL` columns, empty where the file has no such cell.
     """
     if not path.is_file():
         return []
@@ -37,25 +40,41 @@ def read_rows(path: Path, needed: Sequence[str] = (*KEYS, "dice", "surface_dice"
     missing = [key for key in needed if key not in (reader.fieldnames or ())]
     if missing:
         raise BadInput(f"{path} lacks the columns {', '.join(missing)}.", "Restore the file, or give another folder.")
+    rows = [row | {key: row.get(key) or "" for key in OPTIONAL} for row in rows]
     cut = next((n for n, row in enumerate(rows, start=2) if None in row or None in row.values()), None)
     if cut is not None:
         raise BadInput(f"Line {cut} of {path} is damaged.", "Delete that line; its run is then done again.")
     return rows
 
 
-def append_rows(path: Path, rows: Rows, columns: Sequence[str] = FIELDS) -> None:
+def append_rows(path: Path, rows: Rows, columns: Sequence[str] = (*FIELDS, *OPTIONAL)) -> None:
     """Add the rows of one finished run: all or none, whenever the process is killed.
 
-    A file that is there keeps its own columns, a new one gets `columns`.
+    A file that is there keeps its own columns, a new one gets `columns`. Where the rows know something of the `OPTIONAL`
+    columns that the file lacks, it gets them, empty in the rows that it has, in the same write.
     """
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     fields = next(csv.reader(old.splitlines()[:1])) if old else list(columns)
+    later = [key for key in OPTIONAL if key not in fields and any(row.get(key, "") != "" for row in rows)]
+    if later:
+        old, fields = _widened(path, old, later), [*fields, *later]
     added = io.StringIO()
     writer = csv.DictWriter(added, fields, restval="", extrasaction="ignore", lineterminator="\n")
     if not old:
         writer.writeheader()
     writer.writerows(rows)
     write_text(path, old + added.getvalue())
+
+
+def _widened(path: Path, old: str, later: Sequence[str]) -> str:
+    """The text of a file with more columns, empty in all of its rows; BadInput where it is damaged."""
+    read_rows(path, needed=())
+    head, *body = csv.reader(io.StringIO(old))
+    new = io.StringIO()
+    writer = csv.writer(new, lineterminator="\n")
+    writer.writerow([*head, *later])
+    writer.writerows([*row, *[""] * (len(head) - len(row) + len(later))] for row in body)
+    return new.getvalue()
 
 
 def is_done(rows: Iterable[dict[str, str]], task: str, candidate: str, shots: int, draw: int) -> bool:
@@ -113,25 +132,56 @@ def in_every_task(rows: Rows, tasks: Iterable[str]) -> tuple[list[dict[str, Any]
     return [r for r in rows if seen[r["candidate"]] >= wanted], [k for k, found in seen.items() if not found >= wanted]
 
 
+def in_common_draws(rows: Rows, of: Iterable[str] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of the draws that candidates have in common, task by task, so that none has other support sets than another.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of one size of support set.
+    of : iterable of str, optional
+        Labels of the candidates whose common draws count; all by default.
+
+    Returns
+    -------
+    list of dict, list of str
+        The rows, and the labels of the candidates that lack one of these draws and are left out; none by default.
+    """
+    found: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        found.setdefault(row["task"], {}).setdefault(row["candidate"], set()).add(row["draw"])
+    wanted = None if of is None else set(of)
+    common, lacking = {}, {}
+    for task, draws_of in found.items():
+        counted = [draws for label, draws in draws_of.items() if wanted is None or label in wanted]
+        common[task] = set.intersection(*counted) if counted else set()
+        lacking |= {label: True for label, draws in draws_of.items() if not draws >= common[task]}
+    kept = [r for r in rows if r["draw"] in common[r["task"]] and r["candidate"] not in lacking]
+    return kept, list(lacking)
+
+
 def mean_over_tasks(tables: Sequence[np.ndarray]) -> float:
     """Mean of tables' means: each task counts once, however many scans it has."""
     return mean_of([mean_of(table) for table in tables])
 
 
-def interval_over_tasks(tables: Sequence[np.ndarray], repeats: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval_over_tasks(tables: Sequence[np.ndarray], repeats: int = REPEATS, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of `mean_over_tasks`; draws and patients are resampled in each task by itself."""
-    return _bounds(tables, repeats, seed)
+    return bounds(resampled_means(tables, repeats, seed))
 
 
-def interval(values: np.ndarray, repeats: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval(values: np.ndarray, repeats: int = REPEATS, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of a (draws, scans) table, resampling draws and patients.
+
+    Resampling D draws underestimates the variance over draws by (D - 1) / D; deviations between draws are therefore
+    enlarged by sqrt(D / (D - 1)). With one draw the interval is over patients only: it says nothing of other support sets.
 
     Parameters
     ----------
     values : array (D, N)
         One score a draw and test scan; NaN is left out. NaN twice where nothing is known.
     """
-    return _bounds([values], repeats, seed)
+    return bounds(resampled_means([values], repeats, seed))
 
 
 def draw_spread(values: np.ndarray) -> float:
@@ -159,9 +209,41 @@ def spread_over_tasks(rows: Rows, metric: str = "dice") -> float:
     return float(means.std(ddof=1)) if means.size > 1 else float("nan")
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Dice of a candidate minus that of a reference, on the same draws and scans.
+
+    Attributes
+    ----------
+    runs, draws : int
+        Runs in common, and draws in common in the task that has fewest.
+    mean, low, high : float
+        Mean, and its 95 % interval over draws and patients; an interval that holds 0 is a tie. With one draw there is no
+        verdict: it is over patients only.
+    p : float
+        Two-sided p-value of a mean of 0, from the resamples of the interval (paired bootstrap over patients and draws): twice
+        the share of the means beyond 0. NaN with one draw.
+    """
+
+    runs: int
+    draws: int
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
 def differences(
-    rows: Rows, reference: str, task: str | None = None, repeats: int = 2000
+    rows: Rows, reference: str, task: str | None = None, repeats: int = REPEATS
 ) -> dict[str, tuple[int, float, float, float]]:
+    """As `paired_differences`: candidate -> runs in common, mean difference, and its 95 % interval."""
+    found = paired_differences(rows, reference, task, repeats)
+    return {label: (d.runs, d.mean, d.low, d.high) for label, d in found.items()}
+
+
+def paired_differences(
+    rows: Rows, reference: str, task: str | None = None, repeats: int = REPEATS
+) -> dict[str, Difference]:
     """Dice of each candidate minus that of a reference, on the same draws and scans.
 
     Parameters
@@ -173,12 +255,6 @@ def differences(
     task : str or None
         One task, or None for the mean over tasks; structures count equally. Structures are resampled each by itself;
         give rows of `over_structures` where they lie in the same scans and are to be resampled together.
-
-    Returns
-    -------
-    dict
-        Candidate -> runs in common, mean difference, and its 95 % interval over draws and patients; an interval that
-        holds 0 is a tie.
     """
     chosen = [row for row in rows if task is None or row["task"] == task]
     found = {}
@@ -186,7 +262,10 @@ def differences(
         runs, both = _common(chosen, label, reference)
         if label == reference or not both:
             continue
-        found[label] = (runs, mean_of([mean_of(table) for table in both]), *_bounds(both, repeats, 0))
+        draws = min(len(table) for table in both)
+        means = resampled_means(both, repeats, 0)
+        p = p_value(means) if draws > 1 else float("nan")
+        found[label] = Difference(runs, draws, mean_of([mean_of(table) for table in both]), *bounds(means), p)
     return found
 
 
@@ -199,36 +278,3 @@ def _common(rows: Rows, label: str, reference: str) -> tuple[int, list[np.ndarra
     keys = [(task, structure) for task, candidate, structure in tables if candidate == label]
     found = [tables[t, label, s] - tables[t, reference, s] for t, s in keys if (t, reference, s) in tables]
     return len(both), found
-
-
-@lru_cache(maxsize=64)
-def _resamples(
-    shapes: tuple[tuple[int, int], ...], repeats: int, seed: int
-) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """How often each draw (R, D) and scan (R, N) is in each of R resamples with replacement, one pair a table."""
-    rng = np.random.default_rng(seed)
-    counts = [(np.zeros((repeats, d), int), np.zeros((repeats, n), int)) for d, n in shapes]
-    for repeat in range(repeats):
-        for of_table in counts:
-            for count in of_table:
-                size = count.shape[1]
-                count[repeat] = np.bincount(rng.integers(size, size=size), minlength=size)
-    return tuple(counts)
-
-
-def _bounds(tables: Sequence[np.ndarray], repeats: int, seed: int) -> tuple[float, float]:
-    """2.5th and 97.5th percentile, over resamples, of the mean of the tables' means; NaN is left out."""
-    counts = _resamples(tuple(table.shape for table in tables), repeats, seed)
-    means = np.full((len(tables), repeats), np.nan)
-    for mean, table, (draws, scans) in zip(means, tables, counts, strict=True):
-        known = ~np.isnan(table)
-        weight = ((draws @ known) * scans).sum(1)
-        total = ((draws @ np.where(known, table, 0.0)) * scans).sum(1)
-        np.divide(total, weight, out=mean, where=weight > 0)
-    known = ~np.isnan(means)
-    weight = known.sum(0)
-    if not weight.any():
-        return float("nan"), float("nan")
-    overall = np.where(known, means, 0.0).sum(0)[weight > 0] / weight[weight > 0]
-    low, high = np.percentile(overall, [2.5, 97.5])
-    return float(low), float(high)

@@ -9,16 +9,17 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from peftseg.compare_bootstrap import holm
 from peftseg.compare_rows import (
     SHARE,
     Rows,
-    differences,
     draw_spread,
     interval,
     interval_over_tasks,
     mean_of,
     mean_over_tasks,
     over_structures,
+    paired_differences,
     score_table,
     spread_over_tasks,
     task_tables,
@@ -26,6 +27,7 @@ from peftseg.compare_rows import (
 from peftseg.pareto import pareto_front, thesis_front, thesis_scores
 
 RANK_MARK = " rank="  # in the label of a method at another initial rank; no method's name holds it
+FACTS = ("trained", "trained_at_start", "base_total", "rank", "effective_rank", "seconds", "cpu_seconds", *SHARE)
 SHARE_HEADS = ("adapter", "norm", "head", "decoder", "rest of the body", "buffers")
 
 
@@ -36,15 +38,16 @@ def summaries(rows: Rows) -> dict[str, dict[str, Any]]:
     -------
     dict
         Candidate -> "draws" (of the task that has fewest), "dice", "dice_interval", "dice_spread", "surface",
-        "surface_interval", "trained", "share" (of the base), "rank", "seconds", "memory" (the largest), and the counts
-        by kind (means over runs, then over tasks).
+        "surface_interval", "trained", "size" (what trained at the start, as far as the rows know it, else "trained"),
+        "share" (of the base), "rank", "effective_rank", "seconds", "cpu_seconds", "memory" and "memory_added" (the
+        largest), and the counts by kind (means over runs, then over tasks).
     """
     whole = over_structures(rows)
     dice, surface = task_tables(whole), task_tables(whole, "surface_dice")
     found = {}
     for label, tables in dice.items():
         of_label = [row for row in whole if row["candidate"] == label]
-        facts = {key: _mean(of_label, key) for key in ("trained", "base_total", "rank", "seconds", *SHARE)}
+        facts = {key: _mean(of_label, key) for key in FACTS}
         found[label] = facts | {
             "draws": min(len(table) for table in tables),
             "dice": mean_over_tasks(tables),
@@ -53,7 +56,9 @@ def summaries(rows: Rows) -> dict[str, dict[str, Any]]:
             "surface": mean_over_tasks(surface[label]),
             "surface_interval": interval_over_tasks(surface[label]),
             "share": facts["trained"] / facts["base_total"] if facts["base_total"] else math.nan,
-            "memory": max((float(row["memory_mib"]) for row in of_label if row.get("memory_mib")), default=math.nan),
+            "size": facts["trained"] if math.isnan(facts["trained_at_start"]) else facts["trained_at_start"],
+            "memory": _largest(of_label, "memory_mib"),
+            "memory_added": _largest(of_label, "memory_added_mib"),
         }
     return found
 
@@ -68,18 +73,31 @@ def rank_rows(rows: Rows) -> list[dict[str, Any]]:
 
 
 def paired_table(rows: Rows) -> str:
-    """Dice of the row's method minus that of the column's, on the same draws and patients; bold where it is no tie."""
+    """Dice of the row's method minus that of the column's, on the same draws and patients; bold where it is no tie.
+
+    p-values are those of a paired bootstrap over patients and draws, adjusted by Holm's method for all pairs in the
+    table. A pair with one draw in common has neither.
+    """
     whole = over_structures(rows)
     labels = list(dict.fromkeys(row["candidate"] for row in whole))
-    cells = {}
+    found = {}
     for number, column in enumerate(labels):
         later = [row for row in whole if row["candidate"] in labels[number:]]
-        for label, (_, mean, low, high) in differences(later, column).items():
-            mark = "" if low <= 0 <= high or math.isnan(low) else "**"
-            cells[label, column] = f"{mark}{_signed(mean)} ({_signed(low)} to {_signed(high)}){mark}"
-            cells[column, label] = f"{mark}{_signed(-mean)} ({_signed(-high)} to {_signed(-low)}){mark}"
+        found |= {(label, column): difference for label, difference in paired_differences(later, column).items()}
+    adjusted = holm({pair: difference.p for pair, difference in found.items()})
+    cells = {}
+    for (label, column), d in found.items():
+        mark = "" if d.draws < 2 or d.low <= 0 <= d.high or math.isnan(d.low) else "**"
+        after = mark + (", one draw" if d.draws < 2 else f", p {p_in_words(adjusted[label, column])}")
+        cells[label, column] = f"{mark}{_signed(d.mean)} ({_signed(d.low)} to {_signed(d.high)}){after}"
+        cells[column, label] = f"{mark}{_signed(-d.mean)} ({_signed(-d.high)} to {_signed(-d.low)}){after}"
     body = [(row, *(cells.get((row, column), "") for column in labels)) for row in labels]
     return markdown(("Dice minus that of", *labels), body)
+
+
+def p_in_words(p: float) -> str:
+    """A p-value with three decimals, and never 0."""
+    return "unknown" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def chosen_table(rows: Rows) -> str:
@@ -104,11 +122,13 @@ def scores_table(facts: dict[str, dict[str, Any]], order: Sequence[str], toleran
         fact = facts[label]
         scores = (_number(fact["dice"]), _span(fact["dice_interval"]), _number(fact["dice_spread"]))
         surface = (_number(fact["surface"]), _span(fact["surface_interval"]))
-        cost = (_count(fact["trained"]), _percent(fact["share"]), _number(fact["rank"], 1))
-        body.append(
-            (label, fact["draws"], *scores, *surface, *cost, _number(fact["seconds"], 1), _count(fact["memory"]))
-        )
-    return markdown((*head, "trained", "of the base", "rank", "time in s", "memory in MiB"), body)
+        cost = (_count(fact["trained"]), _percent(fact["share"]))
+        ranks = (_number(fact["rank"], 1), _number(fact["effective_rank"], 1))
+        effort = (_number(fact["seconds"], 1), _number(fact["cpu_seconds"], 1))
+        memory = (_count(fact["memory_added"]), _count(fact["memory"]))
+        body.append((label, fact["draws"], *scores, *surface, *cost, *ranks, *effort, *memory))
+    costs = ("trained", "of the base", "rank", "effective rank", "time in s", "processor time in s")
+    return markdown((*head, *costs, "memory added in MiB", "memory in all in MiB"), body)
 
 
 def tasks_table(rows: Rows, order: Sequence[str]) -> str:
@@ -142,14 +162,14 @@ def share_table(facts: dict[str, dict[str, Any]], order: Sequence[str]) -> str:
 
 
 def pareto_table(facts: dict[str, dict[str, Any]], order: Sequence[str]) -> str:
-    """Accuracy against size: the front, and the thesis's score."""
-    dices, trained = [facts[k]["dice"] for k in order], [facts[k]["trained"] for k in order]
+    """Accuracy against size (what trains at the start): the front, and the thesis's score."""
+    dices, trained = [facts[k]["dice"] for k in order], [facts[k]["size"] for k in order]
     columns = (pareto_front(dices, trained), thesis_scores(dices, trained), thesis_front(dices, trained))
     body = [
-        (label, _number(facts[label]["dice"]), _percent(facts[label]["share"]), _yes(front), _number(score), _yes(kept))
+        (label, _number(facts[label]["dice"]), _count(facts[label]["size"]), _yes(front), _number(score), _yes(kept))
         for label, front, score, kept in zip(order, *columns, strict=True)
     ]
-    return markdown(("method", "Dice", "trained share", "on the Pareto front", "score", "thesis's frontier"), body)
+    return markdown(("method", "Dice", "trained", "on the Pareto front", "score", "thesis's frontier"), body)
 
 
 def ranks_table(rows: Rows) -> str:
@@ -163,9 +183,19 @@ def ranks_table(rows: Rows) -> str:
         across = max(dices) - min(dices)
         for k in labels:
             scores = (_number(facts[k]["dice"]), _span(facts[k]["dice_interval"]), _number(facts[k]["surface"]))
-            size = (_number(facts[k]["rank"], 1), _count(facts[k]["trained"]))
+            ranks = (_number(facts[k]["rank"], 1), _number(facts[k]["effective_rank"], 1))
+            size = (*ranks, _count(facts[k]["trained"]))
             body.append((method, first[k], *scores, *size, _number(across)))
-    head = ("method", "initial rank", "Dice", "95 % interval", "surface Dice", "rank at the end", "trained")
+    head = (
+        "method",
+        "initial rank",
+        "Dice",
+        "95 % interval",
+        "surface Dice",
+        "rank at the end",
+        "effective rank",
+        "trained",
+    )
     return markdown((*head, "Dice from worst to best rank"), body)
 
 
@@ -192,6 +222,10 @@ def _mean(rows: Rows, key: str) -> float:
     by_run = {_run(row): float(row[key]) for row in rows if row.get(key)}
     tasks = dict.fromkeys(run[0] for run in by_run)
     return mean_of([mean_of([value for run, value in by_run.items() if run[0] == task]) for task in tasks])
+
+
+def _largest(rows: Rows, key: str) -> float:
+    return max((float(row[key]) for row in rows if row.get(key)), default=math.nan)
 
 
 def _sortable(value: float) -> float:

@@ -6,8 +6,9 @@
 Base, tasks, draws and steps are those of `experiment.py`; each row changes one thing of LoRA or ARENA at the options in
 `rates.json`. The support scans that were not drawn are scored; test scans are not touched. The rates times 0.1 are a question
 of their own: the baselines' published code learns ten times slower once the decoder is trained, for all but full fine-tuning,
-while ARENA's paper names one rate, so that its lead on novel structures may be one of rates. Other layers are no question here:
-with a decoder that is trained as it is, "all" are those of the encoder.
+while ARENA's paper names one rate, so that its lead on novel structures may be one of rates. As to layers: with a decoder that
+is trained as it is, "all" are those of the encoder; the subset is its two deepest stages, nearest to where ARENA's paper
+adapts (the attention of a transformer's stages, which this base has not).
 Resumable. Needs the real volumes (`--data`, default `../shared/data`).
 """
 
@@ -20,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiment import BASE, BASE_STRUCTURES, RATES, RESULTS, ROOT, SHOTS, at_factor, job_of, tasks
-from experiment_tables import difference
+from experiment_tables import paired_cell
 from runs import run_missing
 
 ROWS = RESULTS / "arena_support.csv"
@@ -29,11 +30,13 @@ SLOW, FAST = 0.1, 3.0
 LONG_STEPS = 1000  # 200 epochs of five scans, as published
 LONG = ("arena", "lora, rates x 0.1")  # how ARENA's paper and the baselines' code set their rates
 RANKS = (8, 32, 64)  # ARENA's Fig. 1(a); the candidates as they are have 16
+DEEPEST = r"down_layers\.[12]\..*"  # of the three stages of the encoder of `brain-t1`
 CHANGES: dict[str, tuple[str, dict]] = {
     **{f"{method}, rank {rank}": (method, {"rank": rank}) for rank in RANKS for method in ("lora", "arena")},
     "arena, gates never shrunk": ("arena", {"lam": 0.0}),
     "arena, lambda 0.2": ("arena", {"lam": 0.2}),
     "arena, gates drawn from -1 to 1": ("arena", {"v_init": "uniform"}),
+    **{f"{method}, two deepest stages": (method, {"layers": DEEPEST}) for method in ("lora", "arena")},
 }
 
 
@@ -64,13 +67,18 @@ def long_candidates() -> list:
 
 
 def print_table() -> None:
-    """Mean Dice of novel structures by task, and the difference from LoRA as it is, as Markdown."""
+    """Mean Dice of novel structures by task, and the difference from LoRA as it is, as Markdown.
+
+    A difference is over the draws that both have; with one draw there is no verdict.
+    """
+    from peftseg.compare_bootstrap import holm
     from peftseg.compare_report import markdown
-    from peftseg.compare_rows import differences, mean_of, over_structures, read_rows, score_table
+    from peftseg.compare_rows import mean_of, over_structures, paired_differences, read_rows, score_table
 
     rows = over_structures([row for row in read_rows(ROWS) if row["structure"] not in BASE_STRUCTURES])
     names, tables = list(dict.fromkeys(row["task"] for row in rows)), score_table(rows)
-    found = differences(rows, REFERENCE)
+    found = paired_differences(rows, REFERENCE)
+    adjusted = holm({label: d.p for label, d in found.items()})
     body = []
     for label in (c.label for c in (*candidates(), *long_candidates())):
         own = [row for row in rows if row["candidate"] == label]
@@ -83,7 +91,7 @@ def print_table() -> None:
                 label,
                 str(len({row["draw"] for row in own})),
                 *("" if table is None else f"{mean_of(table):.3f}" for table in each),
-                difference(found.get(label)),
+                paired_cell(found.get(label), adjusted.get(label)),
                 f"{mean_of(ranks):.1f}" if ranks else "",
             ]
         )

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from math import isnan, nan
 from pathlib import Path
 
+import numpy as np
+
+from peftseg.compare_bootstrap import holm
 from peftseg.compare_report import markdown, summaries
-from peftseg.compare_rows import differences, interval, mean_of, over_structures, read_rows, score_table
+from peftseg.compare_rows import (
+    Difference,
+    in_common_draws,
+    in_every_task,
+    interval,
+    mean_of,
+    over_structures,
+    paired_differences,
+    read_rows,
+    score_table,
+)
+from peftseg.compare_tables import p_in_words
 from peftseg.pareto import pareto_front, thesis_scores
 
 Rows = list[dict[str, str]]
 SHARE = ("trained_adapter", "trained_norm", "trained_head", "trained_decoder", "trained_body", "buffers")
+PRUNING = ("adalora", "arena")  # methods that hold fewer values at the end than they trained
+REFERENCES = ("lora", "scratch", "zero-shot")  # what is subtracted, where there are rows
+HOLM = (
+    "p-values: paired bootstrap over patients and draws, two-sided, adjusted by Holm's method for all methods of a column. "
+    "The words go by the interval, which is not adjusted."
+)
 
 
-def print_tables(support: Path, test: Path, references: Path, rates: Path, known: Sequence[str], shots: int) -> None:
-    """Print every table for which there are rows.
+def print_tables(
+    support: Path, test: Path, references: Path | None, rates: Path, known: Sequence[str], shots: int
+) -> None:
+    """Print every table for which there are rows, over the draws that all methods have.
 
     Parameters
     ----------
@@ -29,26 +52,37 @@ def print_tables(support: Path, test: Path, references: Path, rates: Path, known
         Size of the support sets of the main table.
     """
     chosen = json.loads(rates.read_text(encoding="utf-8")) if rates.is_file() else {}
-    _print_rates(
-        read_rows(support), {label: record["factor"] for label, record in chosen.items() if "factor" in record}
-    )
+    factors = {label: record["factor"] for label, record in chosen.items() if "factor" in record}
+    _print_rates(read_rows(support), factors)
     rows = read_rows(test)
-    main = [row for row in rows if int(row["shots"]) == shots]
-    beside = read_rows(references)
-    if main:
-        print(f"\n### {shots} shots, all methods\n")
+    own = [row for row in rows if int(row["shots"]) == shots]
+    beside = [row for row in (read_rows(references) if references else []) if int(row["shots"]) == shots]
+    if own:
+        main, words = _comparable([*own, *beside], _tasks(own), list(factors))
+        print(f"\n### {shots} shots, all methods\n\n{words}\n")
         print(_scores(main))
         print("\n### Novel and base structures apart, task by task\n")
-        print(_by_structure([*main, *beside], known))
-        for reference in ("lora", "scratch"):
-            print(f"\n### Dice minus that of {reference}\n")
-            print(_differences([*main, *beside], reference))
-        print("\n### Size, time and the front\n")
-        print(_costs(main))
+        print(_by_structure(main, known))
+        for reference in REFERENCES:
+            if any(row["candidate"] == reference for row in main):
+                print(f"\n### Dice minus that of {reference}\n")
+                print(f"{_differences(main, reference)}\n\n{HOLM}")
+        print("\n### Size, costs and the front\n")
+        print(_costs(main, {row["candidate"] for row in beside}))
     counts = sorted({int(row["shots"]) for row in rows})
     if len(counts) > 1:
         print("\n### By number of shots\n")
         print(_by_shots(rows, counts))
+
+
+def _comparable(rows: Rows, tasks: Sequence[str], methods: Sequence[str]) -> tuple[Rows, str]:
+    """Rows of the candidates that have the same draws in all tasks: those that all methods have; and words about it."""
+    kept, lacking_task = in_every_task(rows, tasks)
+    kept, lacking_draw = in_common_draws(kept, methods)
+    draws = {task: sorted({int(row["draw"]) for row in kept if row["task"] == task}) for task in tasks}
+    words = "Draws: " + "; ".join(f"{task} {', '.join(map(str, found))}" for task, found in draws.items()) + "."
+    left_out = [*lacking_task, *lacking_draw]
+    return kept, words + (f" Not in these tables, as runs are missing: {', '.join(left_out)}." if left_out else "")
 
 
 def _tasks(rows: Rows) -> list[str]:
@@ -56,7 +90,7 @@ def _tasks(rows: Rows) -> list[str]:
 
 
 def _labels(rows: Rows) -> list[str]:
-    """Candidates, best mean over the tasks first."""
+    """Candidates, best mean over the tasks first; all have rows in every task (`_comparable`)."""
     tables = score_table(over_structures(rows))
     labels = dict.fromkeys(row["candidate"] for row in rows)
     means = {label: mean_of([mean_of(t) for (_, name, _), t in tables.items() if name == label]) for label in labels}
@@ -68,14 +102,14 @@ def _scores(rows: Rows) -> str:
     found = {task: summaries([row for row in rows if row["task"] == task]) for task in _tasks(rows)}
     body = []
     for label in _labels(rows):
-        facts = [of_task.get(label) for of_task in found.values()]
-        cells = [label, _number(mean_of([f["dice"] for f in facts if f]))]
+        facts = [of_task[label] for of_task in found.values()]
+        cells = [label, _number(mean_of([f["dice"] for f in facts]))]
         for fact in facts:
-            cells += (
-                [f"{fact['dice']:.3f} ({_span(fact['dice_interval'])})", f"{fact['surface']:.3f}", str(fact["draws"])]
-                if fact
-                else ["", "", ""]
-            )
+            cells += [
+                f"{fact['dice']:.3f} ({_span(fact['dice_interval'])})",
+                f"{fact['surface']:.3f}",
+                str(fact["draws"]),
+            ]
         body.append(cells)
     heads = [f"{task} {what}" for task in found for what in ("Dice (95 %)", "surface Dice 1 mm", "draws")]
     return markdown(["method", "mean Dice", *heads], body)
@@ -101,64 +135,120 @@ def _by_structure(rows: Rows, known: Sequence[str]) -> str:
 
 def _differences(rows: Rows, reference: str) -> str:
     whole = over_structures(rows)
-    columns = [*_tasks(rows), None]
-    found = {task: differences(whole, reference, task) for task in columns}
+    columns = [*_tasks(rows), *([None] if len(_tasks(rows)) > 1 else [])]
+    found = {task: paired_differences(whole, reference, task) for task in columns}
+    adjusted = {task: holm({label: d.p for label, d in of_task.items()}) for task, of_task in found.items()}
     body = [
-        [label, *(difference(found[task].get(label)) for task in columns)]
+        [label, *(paired_cell(found[task].get(label), adjusted[task].get(label)) for task in columns)]
         for label in _labels(rows)
         if label != reference
     ]
     return markdown(["method", *(task or "mean of the tasks" for task in columns)], body)
 
 
-def difference(found: tuple[int, float, float, float] | None) -> str:
-    """A cell with what `differences` found of one candidate; empty where there is nothing to compare."""
+def paired_cell(found: Difference | None, p: float | None = None) -> str:
+    """A cell with a difference, its interval, verdict and p-value; with one draw there are no verdict and no p-value."""
+    if found is None:
+        return ""
+    words = difference((found.runs, found.mean, found.low, found.high), found.draws)
+    return words if p is None or found.draws < 2 else f"{words}, p {p_in_words(p)}"
+
+
+def difference(found: tuple[int, float, float, float] | None, draws: int | None = None) -> str:
+    """A cell with what `differences` found of one candidate; empty where there is nothing to compare.
+
+    `draws` is how many draws it is over, where one is possible: its interval is over patients only, which is no ground
+    for a verdict.
+    """
     if found is None:
         return ""
     _, mean, low, high = found
     verdict = "tie" if low <= 0 <= high else "better" if mean > 0 else "worse"
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}), {verdict}"
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}), {verdict if draws != 1 else 'one draw'}"
 
 
-def _costs(rows: Rows) -> str:
-    """Trained values by kind, rank, seconds and memory, over both tasks; the true front, and the thesis's score."""
+def _costs(rows: Rows, references: set[str]) -> str:
+    """Trained values by kind, ranks, processor time and memory where known; the true front, and the thesis's score.
+
+    The latter two are over the methods: they compare candidates of one base network, which references are not.
+    """
     labels, facts = _labels(rows), {}
     for label in labels:
-        each = [summaries([r for r in rows if r["task"] == task]).get(label) for task in _tasks(rows)]
-        kept = [fact for fact in each if fact]
-        facts[label] = {key: mean_of([f[key] for f in kept]) for key in ("dice", "trained", "share", "rank", *SHARE)}
-    dices, trained = ([facts[label][key] for label in labels] for key in ("dice", "trained"))
-    front, scores = pareto_front(dices, trained), thesis_scores(dices, trained)
+        each = [summaries([r for r in rows if r["task"] == task])[label] for task in _tasks(rows)]
+        means = (
+            "dice",
+            "trained",
+            "trained_at_start",
+            "size",
+            "share",
+            "rank",
+            "effective_rank",
+            "cpu_seconds",
+            *SHARE,
+        )
+        facts[label] = {key: mean_of([fact[key] for fact in each]) for key in means}
+        facts[label]["memory_added"] = max(
+            (m for m in (fact["memory_added"] for fact in each) if not isnan(m)), default=nan
+        )
+    judged = [label for label in labels if label not in references]
+    dices, size = ([facts[label][key] for label in judged] for key in ("dice", "size"))
+    front = dict(zip(judged, pareto_front(dices, size), strict=True))
+    scores = dict(zip(judged, thesis_scores(dices, size), strict=True))
+    columns = [("trained_at_start", "trained at the start", 0), ("rank", "components left", 1)]
+    columns += [("effective_rank", "effective rank", 1), ("cpu_seconds", "processor s", 0)]
+    columns += [("memory_added", "memory added, MiB", 0)]
+    columns = [c for c in columns if any(not isnan(fact[c[0]]) for fact in facts.values())]
     body = [
         [
             label,
-            f"{facts[label]['trained']:,.0f} ({facts[label]['share']:.1%})",
+            f"{facts[label]['trained']:,.0f}" + ("" if isnan(share := facts[label]["share"]) else f" ({share:.1%})"),
             *(f"{facts[label][key]:,.0f}" for key in SHARE),
-            "" if facts[label]["rank"] != facts[label]["rank"] else f"{facts[label]['rank']:.1f}",
-            "yes" if on_front else "",
-            f"{score:.2f}",
+            *("" if isnan(facts[label][key]) else f"{facts[label][key]:,.{digits}f}" for key, _, digits in columns),
+            "yes" if front.get(label) else "",
+            f"{scores[label]:.2f}" if label in scores else "",
         ]
-        for label, on_front, score in zip(labels, front, scores, strict=True)
+        for label in labels
     ]
-    heads = [key.removeprefix("trained_") for key in SHARE]
-    return markdown(["method", "trained (of the base)", *heads, "mean rank", "on the front", "thesis score"], body)
+    heads = [*(key.removeprefix("trained_") for key in SHARE), *(head for _, head, _ in columns)]
+    table = markdown(["method", "trained (of the base)", *heads, "on the front", "thesis score"], body)
+    return f"{table}\n\n{_about_counts(rows, facts)}"
 
 
-def _by_shots(rows: Rows, counts: Iterable[int]) -> str:
-    """Mean Dice of the methods that were run at all sizes."""
-    at = {(label, k) for label, k in ((r["candidate"], int(r["shots"])) for r in rows)}
-    counts = list(counts)
-    labels = [label for label in _labels(rows) if all((label, k) in at for k in counts)]
-    body = []
-    for task in _tasks(rows):
-        for label in labels:
-            cells = [task, label]
-            for k in counts:
-                chosen = [r for r in rows if r["task"] == task and r["candidate"] == label and int(r["shots"]) == k]
-                table = next(iter(score_table(over_structures(chosen)).values()), None)
-                cells.append("" if table is None else f"{mean_of(table):.3f} ({_span(interval(table))})")
-            body.append(cells)
+def _about_counts(rows: Rows, facts: dict[str, dict[str, float]]) -> str:
+    """What the counts are, and whose front and score rest on the count after pruning."""
+    methods = {row["candidate"]: row["method"] for row in rows}
+    unknown = [k for k in facts if methods[k] in PRUNING and isnan(facts[k]["trained_at_start"])]
+    words = (
+        "Trained values, by kind too, are those that the finished adapter holds, after pruning; the front and the thesis's "
+        "score go by what trained at the start, as far as the rows know it."
+    )
+    return words + (f" Of {', '.join(unknown)} these rows have only the count after pruning." if unknown else "")
+
+
+def _by_shots(rows: Rows, counts: Sequence[int]) -> str:
+    """Mean Dice of the methods that were run at all sizes in all tasks, over the draws that they have in common."""
+    tasks = _tasks(rows)
+    at = {(r["candidate"], r["task"], int(r["shots"])) for r in rows}
+    labels = [label for label in _every(rows) if all((label, t, k) in at for t in tasks for k in counts)]
+    kept = [row for row in rows if row["candidate"] in labels]
+    tables = {}
+    for k in counts:
+        common, _ = in_common_draws([row for row in kept if int(row["shots"]) == k])
+        tables |= {(k, *key[:2]): table for key, table in score_table(over_structures(common)).items()}
+    body = [
+        [task, label, *(_with_draws(tables.get((k, task, label))) for k in counts)]
+        for task in tasks
+        for label in labels
+    ]
     return markdown(["task", "method", *(f"{k} shots" for k in counts)], body)
+
+
+def _every(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["candidate"] for row in rows))
+
+
+def _with_draws(table: np.ndarray | None) -> str:
+    return "" if table is None else f"{mean_of(table):.3f} ({_span(interval(table))}), draws: {len(table)}"
 
 
 def _print_rates(rows: Rows, chosen: dict[str, float]) -> None:
@@ -179,7 +269,7 @@ def _print_rates(rows: Rows, chosen: dict[str, float]) -> None:
                 for f in factors
             ]
         )
-    print("### Rates: mean Dice on left-out support scans, by factor of the method table's rates\n")
+    print("### Rates: mean Dice on left-out support scans, by factor of the base rates\n")
     print(markdown(["method", *(f"x {factor}" for factor in factors)], body))
 
 

@@ -18,7 +18,7 @@ Its folders are temporary and removed after each run. It takes 300 optimiser ste
 nominal, IXI's are the scanner's.
 
 Columns: `seconds` is processor time of one thread, which on an idle machine is the time it takes: of nnU-Net's training with
-planning and preprocessing; multi-atlas trains nothing, there it is the time a scan.
+planning and preprocessing (in `cpu_seconds`, too); multi-atlas trains nothing, there it is the time a scan.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def run_nnunet(task: object, draw: int, support: list, scored: list, python: str
         shutil.rmtree(folder)
     print(f"{task.name}, draw {draw}: {facts}", flush=True)
     columns = {key: facts[key] for key in ("seconds", "trained")}
+    columns |= {"cpu_seconds": round(facts["seconds"], 1), "trained_at_start": facts["trained"]}
     columns |= {"epochs": NNUNET_EPOCHS, "trained_body": facts["trained"], "base_total": facts["trained"]}
     return found, columns | {"method": trainer}
 

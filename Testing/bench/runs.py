@@ -1,11 +1,22 @@
-"""Runs of a comparison on real data, several at a time, kept in a CSV file: what it holds is not run again."""
+"""Runs of a comparison on real data, several at a time, each in a process of its own, kept in a CSV file.
+
+What the file holds is not run again. Time on the clock ("seconds") is taken at low priority beside other work and says
+little; "cpu_seconds" and "memory_added_mib" are of one run alone.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import pkgutil
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 Key = tuple[str, str, int, int]  # task, candidate, shots and draw, as in the CSV file
@@ -26,12 +37,17 @@ def run(job: Job) -> list[dict]:
 
 def run_missing(jobs: Iterable[Job], out: Path, workers: int) -> None:
     """Run what the CSV file does not hold, `workers` at a time; they give way to other work."""
-    from peftseg.adapters import METHODS
-
-    for info in METHODS.values():  # now, so that all runs use the same code while files change
-        if info.module:
-            import_module(info.module)
     keep_rows(run, [((job[0].name, job[1].label, job[2], job[3]), (job,)) for job in jobs], out, workers)
+
+
+def import_engine() -> None:
+    """Import all of the engine now, so that all runs use the same code while files change."""
+    import peftseg
+
+    for found in pkgutil.walk_packages(peftseg.__path__, "peftseg."):
+        if not found.name.endswith("__main__"):
+            with suppress(ImportError):  # an extra that is not installed, so that no run needs it either
+                import_module(found.name)
 
 
 def give_way() -> None:
@@ -48,18 +64,71 @@ def keep_rows(
 ) -> None:
     """Call a function for every job that the CSV file does not hold, `workers` at a time, and add its rows.
 
-    A job is its key and the function's arguments; `start` is called once in each worker process.
+    A job is its key and the function's arguments; `start` is called first in each worker process.
     """
     from peftseg.compare_rows import append_rows, is_done, read_rows
 
     rows = read_rows(out)
     missing = [arguments for key, arguments in jobs if not is_done(rows, *key)]
     print(f"{len(missing)} runs to do", flush=True)
-    with ProcessPoolExecutor(workers, initializer=start) as pool:
-        for future in as_completed([pool.submit(function, *arguments) for arguments in missing]):
-            found = future.result()
-            append_rows(out, found)
-            _tell(found)
+    if missing:
+        import_engine()
+    for found in in_own_processes(function, missing, workers, start):
+        append_rows(out, found)
+        _tell(found)
+
+
+def in_own_processes(
+    function: Callable[..., list[dict]],
+    calls: Iterable[tuple],
+    workers: int,
+    start: Callable[[], None] = give_way,
+) -> Iterator[list[dict]]:
+    """Call a function with each of the arguments, each time in a fresh process; yields results as they come.
+
+    In a process that trained before, memory that it kept would hide what the next training takes. (The pool of the
+    standard library has `max_tasks_per_child` from Python 3.11 on, and not where processes are forked, which is what keeps
+    the code the same while files change.) An error in a process, or its sudden end, ends the others and is raised.
+    """
+    waiting, running = deque(calls), {}
+    context = get_context("fork" if sys.platform == "linux" else None)
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_answer, args=(sender, start, function, waiting.popleft()))
+                process.start()
+                sender.close()  # ours, so that the end of the process ends the pipe
+                running[receiver] = process
+            for receiver in wait(list(running)):
+                yield _result(receiver, running.pop(receiver))
+    finally:
+        for process in running.values():
+            process.terminate()
+
+
+def _answer(sender: Connection, start: Callable[[], None], function: Callable, arguments: tuple) -> None:
+    """In the new process: send the result, or the error."""
+    start()
+    try:
+        sender.send((function(*arguments), None))
+    except Exception as error:
+        error.add_note(traceback.format_exc()) if hasattr(error, "add_note") else None
+        sender.send((None, error))
+
+
+def _result(receiver: Connection, process: BaseProcess) -> list[dict]:
+    try:
+        found, error = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"A run ended without a result (exit code {process.exitcode}).") from None
+    finally:
+        receiver.close()
+    process.join()
+    if error is not None:
+        raise error
+    return found
 
 
 def _tell(found: list[dict]) -> None:

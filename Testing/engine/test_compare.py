@@ -11,25 +11,32 @@ import numpy as np
 import pytest
 import torch
 
+from peftseg.adapters import attach
 from peftseg.compare import Candidate, Task, draw_support, run_candidate
+from peftseg.compare_bootstrap import holm
 from peftseg.compare_candidates import SCRATCH_RATES, make_candidates
+from peftseg.compare_rank import effective_rank, mean_effective_rank
 from peftseg.compare_report import paired_table, rank_rows, summaries
 from peftseg.compare_rows import (
     FIELDS,
+    OPTIONAL,
     append_rows,
     differences,
     draw_spread,
+    in_common_draws,
     in_every_task,
     interval,
     is_done,
     mean_of,
     over_structures,
+    paired_differences,
     read_rows,
     score_table,
     spread_over_tasks,
 )
 from peftseg.errors import BadInput
-from peftseg.models import Structure, resolve
+from peftseg.models import NetworkSpec, Structure, resolve
+from peftseg.networks import build
 from peftseg.pareto import pareto_front, thesis_front, thesis_scores
 from peftseg.peak_memory import MIB, PROCESS
 from peftseg.study import read_support_folder
@@ -73,14 +80,119 @@ def test_only_runs_that_both_have_count():
 
 def test_an_interval_is_that_of_resampled_draws_and_patients():
     assert interval(np.array([[0.7]])) == (0.7, 0.7)
-    # Two draws of one patient: a resample is (0, 0), (0, 1) or (1, 1), with chance 1/4, 1/2 and 1/4.
-    assert interval(np.array([[0.0], [1.0]])) == (0.0, 1.0)
-    assert interval(np.array([[0.4, np.nan], [0.6, np.nan]])) == (pytest.approx(0.4), pytest.approx(0.6))
+    # Two draws of one patient: a resample is (0, 0), (0, 1) or (1, 1), with chance 1/4, 1/2 and 1/4; deviations from 0.5
+    # are enlarged by sqrt(2 / 1).
+    wide = 0.5 * math.sqrt(2)
+    assert interval(np.array([[0.0], [1.0]])) == (pytest.approx(0.5 - wide), pytest.approx(0.5 + wide))
+    assert interval(np.array([[0.4, np.nan], [0.6, np.nan]])) == (
+        pytest.approx(0.5 - 0.2 * wide),
+        pytest.approx(0.5 + 0.2 * wide),
+    )
     assert all(math.isnan(bound) for bound in interval(np.full((2, 2), np.nan)))
     table = np.random.default_rng(1).uniform(size=(4, 7))
+    apart = table.mean(0) + (table - table.mean(0)) * math.sqrt(4 / 3)
     rng = np.random.default_rng(0)
-    means = [table[rng.integers(4, size=4)][:, rng.integers(7, size=7)].mean() for _ in range(2000)]
-    assert interval(table) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+    means = [apart[rng.integers(4, size=4)][:, rng.integers(7, size=7)].mean() for _ in range(10_000)]
+    assert interval(table) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.01)
+
+
+def test_intervals_hold_the_truth_nearly_as_often_as_they_say_at_three_draws():
+    """Without the correction for few draws it is 0.89; draws and patients spread as on the test scans."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        spread = (rng.normal(0, size, shape) for size, shape in ((0.005, (3, 1)), (0.01, (1, 12)), (0.01, (3, 12))))
+        low, high = interval(sum(spread), repeats=2000)
+        held += low <= 0 <= high
+    assert held / 400 > 0.92
+
+
+def test_with_one_draw_there_is_no_verdict_and_no_p_value():
+    rows = rows_of("base", {(0, f"p{n}"): 0.5 for n in range(6)})
+    rows += rows_of("other", {(0, f"p{n}"): 0.6 + 0.001 * n for n in range(6)})
+    found = paired_differences(rows, "base")["other"]
+    assert found.draws == 1
+    assert found.low > 0.09
+    assert math.isnan(found.p)
+    table = paired_table(rows)
+    assert f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}), one draw" in table
+    assert "**" not in table
+
+
+def test_p_values_agree_with_the_intervals_and_are_adjusted_step_by_step():
+    rng = np.random.default_rng(0)
+    cells = [(draw, f"p{n}") for draw in range(5) for n in range(8)]
+    rows = rows_of("base", dict.fromkeys(cells, 0.5))
+    for label, shift in (("far", 0.05), ("near", 0.006), ("same", 0.0)):
+        rows += rows_of(label, {cell: 0.5 + shift + rng.normal(0, 0.01) for cell in cells})
+    found = paired_differences(rows, "base")
+    assert found["far"].p < 0.001
+    for difference in found.values():
+        assert (difference.p < 0.05) == (not difference.low <= 0 <= difference.high)
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": math.nan}) == {
+        "a": pytest.approx(0.03),
+        "c": pytest.approx(0.06),
+        "b": pytest.approx(0.06),
+        "d": pytest.approx(math.nan, nan_ok=True),
+    }
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    table = paired_table(rows)
+    assert "**, p 0.001" in next(line for line in table.splitlines() if line.startswith("| far"))
+
+
+def test_methods_are_compared_over_the_draws_that_they_have_in_common():
+    rows = rows_of("a", {(0, "p"): 0.5, (1, "p"): 0.5, (2, "p"): 0.9}) + rows_of("b", {(0, "p"): 0.5, (1, "p"): 0.5})
+    late = rows_of("late", {(0, "p"): 0.5})
+    kept, left_out = in_common_draws(rows + late, of=("a", "b", "not run"))
+    assert {(row["candidate"], row["draw"]) for row in kept} == {(label, d) for label in "ab" for d in "01"}
+    assert left_out == ["late"]
+    assert {row["draw"] for row in in_common_draws(rows + late)[0]} == {"0"}
+    other = rows_of("a", {(3, "q"): 0.5}, task="u") + rows_of("b", {(3, "q"): 0.5}, task="u")
+    assert {(row["task"], row["draw"]) for row in in_common_draws(rows + other)[0]} == {
+        ("t", "0"),
+        ("t", "1"),
+        ("u", "3"),
+    }
+
+
+def test_the_effective_rank_of_a_known_change():
+    frame = torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    equal = frame[:, :3] @ frame[:3]
+    assert effective_rank(equal) == pytest.approx(3)
+    assert effective_rank(2.5 * equal) == pytest.approx(3), "it does not depend on the size"
+    assert effective_rank(torch.outer(torch.arange(4.0), torch.ones(6))) == pytest.approx(1)
+    shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    assert effective_rank(torch.diag(shares)) == pytest.approx(2 * math.sqrt(2))  # exp(1.5 ln 2)
+    assert effective_rank(torch.zeros(3, 4)) == 0
+
+
+def test_the_effective_rank_of_lora_is_that_of_its_product():
+    """In the unfolding of output channels against all else; layers with the same change count alike."""
+    entry = NetworkSpec(
+        "segresnet", {"spatial_dims": 3, "init_filters": 8, "in_channels": 1, "blocks_down": [1, 1], "blocks_up": [1]}
+    )
+    network, anatomy = build(entry, 2)
+    start = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    attached = attach(network, anatomy, "lora", {"rank": 4, "form": "window"}, True)
+    assert mean_effective_rank(attached, start) is None, "nothing is changed yet"
+    with torch.no_grad():
+        for number, factors in enumerate(attached.labelled_factors().values()):
+            factors.B.zero_()
+            factors.B[:, 0] = 1.0
+            if number == 0:  # two components of equal size, at right angles
+                factors.A[1] = 0.0
+                factors.A[0, :2] = torch.tensor([1.0, 0.0])
+                factors.A[0, 2:] = 0.0
+                factors.A[1, 1] = 1.0
+                factors.B[::2, 0], factors.B[1::2, 0] = 1.0, 0.0
+                factors.B[1::2, 1] = 1.0
+    layers = len(attached.labelled_factors())
+    assert mean_effective_rank(attached, start) == pytest.approx((2 + (layers - 1)) / layers, abs=0.01)
+    with torch.no_grad():
+        attached.network.get_parameter("up_samples.0.0.conv.weight").add_(torch.rand(8, 16, 1, 1, 1))
+    assert mean_effective_rank(attached, start) == pytest.approx((2 + (layers - 1)) / layers, abs=0.01), "no decoder"
+    beside = attach(*build(entry, 2), "conv_adapter", {}, True)
+    assert mean_effective_rank(beside, start) is None, "it does not merge"
 
 
 def test_structures_count_equally_and_a_structure_that_is_nowhere_does_not_count():
@@ -135,7 +247,7 @@ def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
     append_rows(path, rows_of("a", {(1, "p"): 0.6}))
     assert path.read_bytes().startswith(before)
     rows = read_rows(path)
-    assert tuple(rows[0]) == FIELDS
+    assert tuple(rows[0]) == (*FIELDS, *OPTIONAL)
     assert is_done(rows, "t", "a", 5, 1)
     assert not is_done(rows, "t", "a", 5, 2)
     assert not is_done(rows, "t", "a", 50, 1)
@@ -147,6 +259,35 @@ def test_a_file_with_fewer_columns_keeps_them(tmp_path):
     path.write_text(head)
     append_rows(path, [row | {"device": "cpu"} for row in rows_of("a", {(0, "p"): 0.5})])
     assert path.read_text() == head + "t,a,5,0,p,s,0.5,0.5\n"
+
+
+def test_an_older_file_gets_new_columns_when_a_run_fills_them(tmp_path, monkeypatch):
+    path = tmp_path / "old.csv"
+    quoted = [row | {"memory_of": "process, resident set"} for row in rows_of("a", {(0, "p"): 0.5})]
+    append_rows(path, quoted, FIELDS)
+    assert path.read_text().splitlines()[0] == ",".join(FIELDS)
+    before = path.read_bytes()
+    new = [row | {"cpu_seconds": 12.5} for row in rows_of("a", {(1, "p"): 0.6})]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            append_rows(path, new)
+    assert path.read_bytes() == before
+    assert [row[key] for row in read_rows(path) for key in OPTIONAL] == [""] * len(OPTIONAL)
+    append_rows(path, new)
+    head, first, second = path.read_text().splitlines()
+    assert head == ",".join((*FIELDS, "cpu_seconds"))
+    assert (first, second[-5:]) == (before.decode().splitlines()[1] + ",", ",12.5")
+    rows = read_rows(path)
+    assert [(row["cpu_seconds"], row["effective_rank"]) for row in rows] == [("", ""), ("12.5", "")]
+    assert rows[0]["memory_of"] == "process, resident set"
+    # A program of before appends to it, and its lines may be put below the new header by a merge of two files.
+    append_rows(path, rows_of("a", {(2, "p"): 0.7}))
+    path.write_text(path.read_text() + first[:-1].replace(",5,0,", ",5,3,") + "\n")
+    assert [row["cpu_seconds"] for row in read_rows(path)] == ["", "12.5", "", ""]
+    path.write_text(path.read_text() + "t,a,5,4,p\n")
+    with pytest.raises(BadInput, match="Line 6"):
+        append_rows(path, [row | {"effective_rank": 2.0} for row in new])
 
 
 @pytest.mark.parametrize(
@@ -188,7 +329,11 @@ def test_over_tasks_each_task_counts_once_whatever_its_scans_and_structures():
     # Means over tasks are 0.5 in draw 0 and 0.45 in draw 1.
     assert found["dice_spread"] == pytest.approx(0.05 / math.sqrt(2))
     # Draws are resampled in each task by itself, so the ends are those of all four pairs.
-    assert found["dice_interval"] == (pytest.approx(0.4), pytest.approx(0.55))
+    # Deviations within a task are enlarged by sqrt(2): 0.25 -/+ 0.0707 and 0.7 -/+ 0.1414.
+    assert found["dice_interval"] == (
+        pytest.approx(0.475 - 0.15 / math.sqrt(2)),
+        pytest.approx(0.475 + 0.15 / math.sqrt(2)),
+    )
     alone = summaries([r for r in rows if r["task"] == "large"])["a"]
     table = score_table(over_structures(first))["large", "a", "all"]
     assert (alone["dice_interval"], alone["dice_spread"]) == (interval(table), pytest.approx(draw_spread(table)))

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from peftseg import cli
+from peftseg.adapters.features import POOL
 from peftseg.compare import Task
 from peftseg.compare_candidates import make_candidates
 from peftseg.comparison import Comparison, run_comparison
@@ -29,7 +30,7 @@ from peftseg.study import LabelState, read_support_folder
 from small_scans import BOTH, make_scan_files, write_tiny_model
 
 STRUCTURES = "bright ball=1,dark ball=2"
-VARYING = ("seconds", "memory_mib")
+VARYING = ("seconds", "cpu_seconds", "memory_mib", "memory_added_mib")
 
 
 def write_folder(folder: Path, numbers: range) -> None:
@@ -86,6 +87,8 @@ def test_every_run_has_one_row_a_scan_and_structure(compared):
     assert {row["epochs"] for row in rows} == {"1"}
     assert {row["initial_rank"] for row in rows if row["candidate"] == "lora rank=4"} == {"4"}
     assert all(float(row["memory_mib"]) > 100 for row in rows), "torch alone takes more"
+    assert all(0 <= float(row["memory_added_mib"]) < float(row["memory_mib"]) for row in rows)
+    assert all(float(row["cpu_seconds"]) > 0 for row in rows)
 
 
 def test_the_trained_share_is_told_by_kind(compared):
@@ -97,7 +100,18 @@ def test_the_trained_share_is_told_by_kind(compared):
     for row in by_label.values():
         kinds = [int(row[f"trained_{kind}"]) for kind in ("adapter", "norm", "head", "decoder", "body")]
         assert sum(kinds) == int(row["trained"])
+        assert row["trained_at_start"] == row["trained"], "none of these prunes"
     assert int(by_label["lora"]["trained_adapter"]) > int(by_label["lora rank=2"]["trained_adapter"]) > 0
+
+
+def test_the_effective_rank_is_that_of_the_change_and_not_the_option(compared):
+    by_label = {row["candidate"]: row for row in rows_in(compared)}
+    assert (by_label["lora rank=2"]["rank"], by_label["lora rank=4"]["rank"]) == ("2.0", "4.0")
+    assert 1 <= float(by_label["lora rank=2"]["effective_rank"]) <= 2
+    assert 1 <= float(by_label["lora rank=4"]["effective_rank"]) <= 4
+    assert float(by_label["full"]["effective_rank"]) > 4
+    assert by_label["linear_probe"]["effective_rank"] == "", "it changes the head alone"
+    assert "| effective rank |" in (compared / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_report_says_what_was_found(compared):
@@ -106,8 +120,13 @@ def test_the_report_says_what_was_found(compared):
     assert "missing" not in text
     for heading in ("## 2 shots", "## 3 shots", "### Paired differences", "## Robustness to the initial rank"):
         assert heading in text
-    for words in ("surface Dice 1 mm", "process, resident set", "on the Pareto front", "rank at the end", "buffers"):
+    for words in (
+        *("surface Dice 1 mm", "on the Pareto front", "rank at the end", "buffers", "Holm's method for all pairs"),
+        *("the peak (process, resident set) and memory added that peak minus", "all trainings here ran in one process"),
+        f"patches of their first {POOL} epochs",
+    ):
         assert words in text
+    assert "do not have the same draws" not in text
     scores = text.partition("## 2 shots")[2].partition("### By structure")[0]
     assert "| full | 2 | " in scores
     assert "100.00%" in scores
