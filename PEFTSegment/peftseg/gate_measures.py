@@ -84,9 +84,10 @@ def _not_found(case: Case) -> Measure:
         return UNKNOWN
     scans = len(case.after.results)
     before, after = (round(share * scans) for share in values[worst])
+    usual = ", though every scan that the base model learnt from shows it" if worst in case.known else ""
     return Measure(
         values[worst][1],
-        f"The {worst} is not found in {after} of {scans} scans; the base model does not find it in {before}.",
+        f"The {worst} is not found in {after} of {scans} scans{usual}; the base model does not find it in {before}.",
     )
 
 

@@ -54,6 +54,7 @@ ALWAYS = tuple(check for check in CHECKS if check != "volume")  # what is unusua
 GUARDS = ("elongation_worse", "pieces_worse")
 KEYS = ("family", "strength", "seed", "way")
 NO_ADAPTER = "no adapter"
+HEADING = "| limits | trials | | errors | share | 95 % interval |\n|---|---|---|---|---|---|"
 FACTS = ("dice_before", "dice_after", "gain", "status", "seconds")
 
 
@@ -291,30 +292,46 @@ def trials_of(rows: Iterable[dict[str, str]], families: Iterable[str]) -> list:
 def print_tables(path: Path) -> None:
     """Limits, error rates with intervals, and what each family was like."""
     from peftseg.gate import LIMITS
-    from peftseg.gate_fit import fit_limits
+    from peftseg.gate_fit import error_rates, fit_limits
 
     rows = [row for row in read_trials(path) if row["status"] != NO_ADAPTER]
+    families = (*FAMILIES_SET, *FAMILIES_JUDGED)
     given, judged = trials_of(rows, FAMILIES_SET), trials_of(rows, FAMILIES_JUDGED)
+    offered = trials_of([row for row in rows if not row["way"].endswith("hot")], FAMILIES_JUDGED)
     fitted = fit_limits(given, CHECKS, ALWAYS, GUARDS)
     print(f"Limits from {len(given)} trials of {', '.join(FAMILIES_SET)}, for `gate.LIMITS`:\n")
     for name, limit in fitted.items():
         print(f'    "{name}": Limit(warn={limit.warn:.3g}, refuse={limit.refuse:.3g}),')
-    print("\n| limits | trials | | errors | share | 95 % interval |\n|---|---|---|---|---|---|")
-    print_rates("fitted", "those that set them", given, fitted)
-    print_rates("fitted", "**the other families**", judged, fitted)
-    print_rates("`gate.LIMITS`", "the other families", judged, LIMITS)
+    print(f"\n{HEADING}")
+    print_rates("fitted", "those that set them", error_rates(given, fitted))
+    print_rates("fitted", "**the other families**", error_rates(judged, fitted))
+    print_rates("fitted", "the other families, no `hot` ways", error_rates(offered, fitted))
+    print_rates("`gate.LIMITS`", "the other families", error_rates(judged, LIMITS))
+    print_rates("each family by all others'", "all families", left_out_rates(rows, families))
     print_passed([row for row in rows if row["family"] in FAMILIES_JUDGED], fitted)
     print("\n| left out | | errors | share | 95 % interval |\n|---|---|---|---|---|")
-    for family in (*FAMILIES_SET, *FAMILIES_JUDGED):
-        print_left_out(rows, family)
+    for family in families:
+        print_left_out(family, left_out_rates(rows, [family]))
     print_families(rows)
 
 
-def print_rates(limits_name: str, trials_name: str, trials: list, limits: dict) -> None:
-    """Lines of a table: error rates of limits on trials."""
-    from peftseg.gate_fit import error_rates
+def left_out_rates(rows: list[dict[str, str]], families: Iterable[str]) -> dict:
+    """Error rates over families, each judged by the limits that all others set."""
+    from peftseg.gate_fit import error_rates, fit_limits, rate
 
-    for kind, found in error_rates(trials, limits).items():
+    counts: dict[str, tuple[int, int]] = {}
+    for family in families:
+        others = [f for f in (*FAMILIES_SET, *FAMILIES_JUDGED) if f != family]
+        limits = fit_limits(trials_of(rows, others), CHECKS, ALWAYS, GUARDS)
+        for kind, found in error_rates(trials_of(rows, [family]), limits).items():
+            count, total = counts.get(kind, (0, 0))
+            counts[kind] = count + found.count, total + found.total
+    return {kind: rate(*found) for kind, found in counts.items()}
+
+
+def print_rates(limits_name: str, trials_name: str, rates: dict) -> None:
+    """Lines of a table: error rates of limits on trials."""
+    for kind, found in rates.items():
         print(
             f"| {limits_name} | {trials_name} | {kind} | {found.count} of {found.total} | {found.share:.1%} "
             f"| {found.low:.1%} to {found.high:.1%} |"
@@ -332,22 +349,13 @@ def print_passed(rows: list[dict[str, str]], limits: dict) -> None:
             print(f"| {row['family']} {row['strength']} | {row['way']} | {trial.gain:+.3f} | {status} |")
 
 
-def print_left_out(rows: list[dict[str, str]], family: str) -> None:
+def print_left_out(family: str, rates: dict) -> None:
     """Error rates on one family with limits from all others."""
-    from peftseg.errors import BadInput
-    from peftseg.gate_fit import error_rates, fit_limits
-
-    others = [f for f in (*FAMILIES_SET, *FAMILIES_JUDGED) if f != family]
-    try:
-        rates = error_rates(trials_of(rows, [family]), fit_limits(trials_of(rows, others), CHECKS, ALWAYS, GUARDS))
-    except BadInput as error:
-        print(f"| {family} | {error.message} | | | |")
-        return
     for kind in ("harmful accepted", "helpful refused"):
         found = rates[kind]
-        print(
-            f"| {family} | {kind} | {found.count} of {found.total} | {found.share:.1%} | {found.low:.1%} to {found.high:.1%} |"
-        )
+        if found.total:
+            share = f"{found.share:.1%} | {found.low:.1%} to {found.high:.1%}"
+            print(f"| {family} | {kind} | {found.count} of {found.total} | {share} |")
 
 
 def print_families(rows: list[dict[str, str]]) -> None:
