@@ -20,7 +20,6 @@ from peftseg.apply_steps import (
     require_dicom,
     segment_study,
     warnings_about,
-    within_memory,
     write_result,
 )
 from peftseg.config import ApplyJob
@@ -36,7 +35,7 @@ from peftseg.volume import Volume, is_dicom_input, read_volume
 if TYPE_CHECKING:
     from peftseg.dicom_inputs import SeriesSource
 
-__all__ = ["Study", "load_adapted_network", "plan_studies", "run_apply", "within_memory"]
+__all__ = ["Study", "load_adapted_network", "plan_studies", "run_apply"]
 
 
 @dataclass(frozen=True)

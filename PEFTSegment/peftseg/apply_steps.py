@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from peftseg.config import ApplyJob
-from peftseg.device import choose_device, is_out_of_memory, release_memory
+from peftseg.device import choose_device, within_memory
 from peftseg.dicom_source import FORMATS as OF_DICOM  # they refer to the files of the scan
 from peftseg.dicom_source import SourceFile, check_available
-from peftseg.errors import BadInput, OutOfMemory
+from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.flags import check_result
 from peftseg.model_choice import other_kind
@@ -208,25 +208,6 @@ def doubt_by_flags(flags: dict[str, list[str]]) -> float:
     """Doubt about a study where only flags are known: 0 without any, and the nearer to 1 the more there are."""
     count = sum(len(sentences) for sentences in flags.values())
     return round(1 - 0.7**count, 4)
-
-
-def within_memory(
-    run: Callable[[torch.device], np.ndarray], device: torch.device, what: str, reporter: Reporter
-) -> np.ndarray:
-    """Run on the device; where its memory does not suffice, on the processor."""
-    places = [device] if device.type == "cpu" else [device, torch.device("cpu")]
-    for place in places:
-        try:
-            return run(place)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        release_memory()  # outside of the except block: the error's traceback holds the tensors
-        if place is not places[-1]:
-            reporter.warning(f"{what}: the memory of {place} does not suffice; going on with the processor.")
-    raise OutOfMemory(
-        f"{what} does not fit into memory.", "Close other programs, crop the scan, or use a machine with more memory."
-    )
 
 
 def write_result(

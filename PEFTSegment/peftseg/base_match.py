@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftseg.apply import within_memory
+from peftseg.device import within_memory
 from peftseg.errors import JobCancelled, PeftsegError
 from peftseg.events import Reporter
 from peftseg.metrics import dice

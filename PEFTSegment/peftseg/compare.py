@@ -175,11 +175,12 @@ def _processor_time() -> float:
 
 
 def _facts(adapted: Adapted) -> dict[str, Any]:
-    share = adapted.attached.trained_share()
-    ranks = adapted.attached.facts().get("ranks", {})
+    attached = adapted.attached
+    share = attached.trained_share()
+    ranks = attached.facts().get("ranks", {})
     kinds = dict.fromkeys(KINDS, 0) | {kind: n for kind, n in share.items() if kind not in ("base_total", "buffers")}
-    at_start = adapted.attached.share_at_start
-    effective = mean_effective_rank(adapted.attached, starting_weights(adapted.setting))
+    at_start = attached.share_at_start
+    effective = mean_effective_rank(attached, starting_weights(adapted.setting)) if attached.merges else None
     return {
         "trained": sum(kinds.values()),
         "trained_at_start": sum(at_start[kind] for kind in KINDS),

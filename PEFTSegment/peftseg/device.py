@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from peftseg.errors import BadInput
+from peftseg.errors import BadInput, OutOfMemory
+
+if TYPE_CHECKING:
+    from peftseg.events import Reporter
+
+T = TypeVar("T")
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -124,3 +130,20 @@ def activation_checkpointing(network: nn.Module) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
+
+
+def within_memory(run: Callable[[torch.device], T], device: torch.device, what: str, reporter: Reporter) -> T:
+    """Run on the device; where its memory does not suffice, on the processor. OutOfMemory where that does not do either."""
+    places = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+    for place in places:
+        try:
+            return run(place)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory()  # outside of the except block: the error's traceback holds the tensors
+        if place is not places[-1]:
+            reporter.warning(f"{what}: the memory of {place} does not suffice; going on with the processor.")
+    raise OutOfMemory(
+        f"{what} does not fit into memory.", "Close other programs, crop the scan, or use a machine with more memory."
+    )

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from peftseg.apply_steps import within_memory
 from peftseg.compare_rows import mean_of
 from peftseg.config import QUALITIES
+from peftseg.device import within_memory
 from peftseg.errors import unknown_name
 from peftseg.events import Reporter, plain
 from peftseg.flags import Box, boxes_of, check_result, unusual_borders

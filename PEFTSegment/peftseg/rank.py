@@ -29,10 +29,9 @@ import torch
 from scipy.stats import rankdata
 from torch.nn import functional as F
 
-from peftseg.apply import within_memory
 from peftseg.axis_map import orient_to
 from peftseg.config import RankJob
-from peftseg.device import choose_device
+from peftseg.device import choose_device, within_memory
 from peftseg.errors import JobCancelled, PeftsegError
 from peftseg.events import Reporter
 from peftseg.infer import ready

@@ -16,8 +16,8 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from peftseg.apply_steps import within_memory
 from peftseg.compare_rows import mean_of
+from peftseg.device import within_memory
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.infer import ready

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from peftseg.adabn import running_norms
-from peftseg.apply import within_memory
+from peftseg.device import within_memory
 from peftseg.events import Reporter
 from peftseg.infer import ready
 from peftseg.models import ModelEntry, Preprocessing

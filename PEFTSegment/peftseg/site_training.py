@@ -11,8 +11,7 @@ from torch import nn
 
 from peftseg.adabn import copy_statistics, recalibrate, restore_statistics, running_norms
 from peftseg.adapters.base import Attached
-from peftseg.apply_steps import within_memory
-from peftseg.device import choose_precision, is_out_of_memory, release_memory
+from peftseg.device import choose_precision, is_out_of_memory, release_memory, within_memory
 from peftseg.early_head import EarlyBranch, load_early_head, load_head_state
 from peftseg.early_levels import find_levels
 from peftseg.errors import BadInput

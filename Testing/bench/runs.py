@@ -113,7 +113,8 @@ def _answer(sender: Connection, start: Callable[[], None], function: Callable, a
     try:
         sender.send((function(*arguments), None))
     except Exception as error:
-        error.add_note(traceback.format_exc()) if hasattr(error, "add_note") else None
+        if hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(traceback.format_exc())
         sender.send((None, error))
 
 

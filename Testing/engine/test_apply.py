@@ -13,8 +13,9 @@ import torch
 
 from peftseg.adapter_file import FORMAT, Recipe, save_adapter
 from peftseg.adapters import attach, check_options
-from peftseg.apply import load_adapted_network, plan_studies, run_apply, within_memory
+from peftseg.apply import load_adapted_network, plan_studies, run_apply
 from peftseg.config import ApplyJob
+from peftseg.device import within_memory
 from peftseg.errors import BadInput, JobCancelled, OutOfMemory
 from peftseg.events import Reporter
 from peftseg.infer import segment

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from peftseg.adapters.options import PROTO_SEG, failing_option
-from peftseg.apply import within_memory
+from peftseg.device import within_memory
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.explain.abilities import Ability

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftseg.apply import within_memory
 from peftseg.config import GradCamJob, ProtoSegJob
-from peftseg.device import choose_device
+from peftseg.device import choose_device, within_memory
 from peftseg.errors import BadInput
 from peftseg.events import Reporter, plain
 from peftseg.explain.abilities import Ability

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from peftseg.apply import within_memory
 from peftseg.config import ProtoSegJob
+from peftseg.device import within_memory
 from peftseg.errors import JobCancelled, PeftsegError
 from peftseg.events import Reporter
 from peftseg.explain.abilities import BUILDERS, Ability
