@@ -133,8 +133,8 @@ def _trained(
     with PeakMemory(setting.device) as memory:
         adapted = adapt_scans(setting, support, reporter)
     facts = {
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(_processor_time() - worked, 1),
+        "seconds": round(time.monotonic() - started, 3),
+        "cpu_seconds": round(_processor_time() - worked, 3),
         "method": setting.method,
         "initial_rank": setting.options.get("start_rank", setting.options.get("rank", "")),
         "memory_mib": round(memory.mib),

@@ -83,12 +83,15 @@ def test_every_run_has_one_row_a_scan_and_structure(compared):
     assert runs_in(compared) == {(label, k, d): 4 for label in labels for k in "23" for d in "01"}
     rows = rows_in(compared)
     assert {(row["scan"], row["structure"]) for row in rows} == {(p, s.name) for p in ("p10", "p11") for s in BOTH}
-    assert all(0 <= float(row[metric]) <= 1 for row in rows for metric in ("dice", "surface_dice"))
+    scores = [float(row[metric]) for row in rows for metric in ("dice", "surface_dice")]
+    assert 0 <= min(scores) <= max(scores) <= 1
     assert {row["epochs"] for row in rows} == {"1"}
     assert {row["initial_rank"] for row in rows if row["candidate"] == "lora rank=4"} == {"4"}
-    assert all(float(row["memory_mib"]) > 100 for row in rows), "torch alone takes more"
-    assert all(0 <= float(row["memory_added_mib"]) < float(row["memory_mib"]) for row in rows)
-    assert all(float(row["cpu_seconds"]) > 0 for row in rows)
+    memory = [(float(row["memory_added_mib"]), float(row["memory_mib"])) for row in rows]
+    assert min(peak for _, peak in memory) > 100, "torch alone takes more"
+    assert min(added for added, _ in memory) >= 0
+    assert max(added - peak for added, peak in memory) < 0
+    assert min(float(row["cpu_seconds"]) for row in rows) > 0, "the shortest training takes hundredths of a second"
 
 
 def test_the_trained_share_is_told_by_kind(compared):
