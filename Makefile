@@ -16,7 +16,7 @@ demo: $(RUN)
 	$(PY) -m peftseg demo --out demo-out
 
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV)
 	$(PY) -m ruff check .

@@ -1,19 +1,34 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, their order, and what the processes that they start find."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PROCESSES = Path(__file__).resolve().parent / "processes"
 
 
 def pytest_configure() -> None:
-    """Listen to Ctrl-C: what a shell starts in the background ignores it, and so would the programs that tests start."""
+    """Listen to Ctrl-C: what a shell starts in the background ignores it, and so would the programs that tests start.
+
+    They start with `processes/sitecustomize.py`.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if str(PROCESSES) not in path:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(PROCESSES), *path])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first, so that no worker is left with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

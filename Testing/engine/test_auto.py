@@ -377,6 +377,7 @@ def test_scans_that_label_no_structure_as_a_whole_are_not_left_out(model, items,
     assert auto.usable_folds(loaded, setting_for(model, items)) == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_estimate_repeats_the_choice_without_each_scan(model, items, tmp_path, monkeypatch):
     monkeypatch.setattr(auto, "SEARCH_TRAININGS", 8.0)
     reporter = Reporter.silent()

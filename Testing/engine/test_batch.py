@@ -530,6 +530,7 @@ def test_stopping_keeps_what_is_done(model, tmp_path):
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_two_batches_never_work_in_one_folder(model, tmp_path):
     scans, out = write_scans(tmp_path / "in", 1), tmp_path / "out"
     script = (

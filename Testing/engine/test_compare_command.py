@@ -78,6 +78,7 @@ def compared(study, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_run_has_one_row_a_scan_and_structure(compared):
     labels = ("linear_probe", "lora", "full", "lora rank=2", "lora rank=4")
     assert runs_in(compared) == {(label, k, d): 4 for label in labels for k in "23" for d in "01"}
@@ -385,6 +386,7 @@ def compared_tasks(two_tasks, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_several_tasks_are_run_in_one_call_and_folder(compared_tasks):
     rows = rows_in(compared_tasks)
     found = {(r["task"], r["candidate"], r["draw"]) for r in rows}

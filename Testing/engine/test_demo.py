@@ -61,6 +61,7 @@ def played(model_home, small_story, tmp_path_factory):
     return out, result, reporter
 
 
+@pytest.mark.slow
 def test_it_leaves_data_results_adapter_report_and_nothing_else(played):
     out, result, _ = played
     assert sorted(p.name for p in out.iterdir()) == ["data", demo.MARK, "report.html", "segmentations", demo.ADAPTER]
@@ -122,6 +123,7 @@ def test_the_report_shows_scores_pictures_and_the_warning(played):
     assert str(out) not in page
 
 
+@pytest.mark.slow
 def test_a_second_demo_replaces_the_first_and_leaves_the_users_own_files(played, small_story, model_home, monkeypatch):
     out, _, _ = played
     monkeypatch.setenv("PEFTSEGMENT_HOME", str(model_home))

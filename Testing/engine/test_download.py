@@ -893,6 +893,7 @@ def tiny(tmp_path, own_home, site) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_with_json_every_verb_prints_events_alone_and_errors_are_one_of_them(tiny, tmp_path):
     (refused,) = events_of("download", "tiny", code=2)
     assert (refused["event"], refused["kind"]) == ("failed", "bad_input")
@@ -948,6 +949,7 @@ def test_what_libraries_print_does_not_come_between_the_events(declare, site, ca
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are of Unix")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_download_that_is_ended_goes_on_where_it_stopped(tiny, site, own_home, number):
     events_of("accept", "tiny", "--yes")
     half = len(site.content) // 2

@@ -205,6 +205,7 @@ def test_it_can_be_cancelled_at_every_step(model, scans):
             run_rank(job(model, scans), reporter)
 
 
+@pytest.mark.slow
 def test_as_a_job_it_is_cancelled_within_two_seconds(model, scans):
     handle = jobs.start(jobs.create_job(job(model, scans * 400)))
     deadline = time.monotonic() + 120

@@ -56,6 +56,7 @@ def wait_for_epoch(handle, epoch):
 
 
 @posix
+@pytest.mark.slow
 def test_a_job_killed_half_way_goes_on_from_its_checkpoint_to_the_same_adapter_bit_by_bit(job, tmp_path):
     whole = started(job)
     assert whole.wait(PATIENCE_S)["event"] == "finished"
@@ -71,6 +72,7 @@ def test_a_job_killed_half_way_goes_on_from_its_checkpoint_to_the_same_adapter_b
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_a_training_is_cancelled_within_two_seconds_and_leaves_no_adapter(job):
     handle = started(replace(job, epochs=100_000))
     wait_for_epoch(handle, 2)
@@ -82,6 +84,7 @@ def test_a_training_is_cancelled_within_two_seconds_and_leaves_no_adapter(job):
     assert not list(Path(job.out).parent.glob("a.safetensors*"))
 
 
+@pytest.mark.slow
 def test_stop_and_keep_writes_the_best_so_far(job):
     handle = started(replace(job, epochs=100_000))
     wait_for_epoch(handle, 3)

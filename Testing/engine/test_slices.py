@@ -259,6 +259,7 @@ def trained(tmp_path_factory):
 
 
 class TestTheWholeWay:
+    @pytest.mark.slow
     def test_the_model_knows_its_plane_its_voxels_and_its_early_head(self, trained):
         job, result = trained
         entry = read_model_dir(Path(job.out))

@@ -78,6 +78,7 @@ def test_two_runs_with_one_seed_give_the_same_adapter_and_another_seed_another(j
     assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
 
 
+@pytest.mark.slow
 def test_a_structure_that_only_some_scans_label_is_learned_from_those(job, tmp_path):
     folder = tmp_path / "partial"
     folder.mkdir()
@@ -111,6 +112,7 @@ def test_every_fourth_slice_labelled_suffices(job, tmp_path):
     assert min(row["dice"] for row in rows) > 0.8, rows
 
 
+@pytest.mark.slow
 def test_leave_one_out_gives_each_scans_value(job):
     result = run_adapt(replace(job, epochs=20, estimate="loo"), Reporter.silent())
     assert {name: len(values) for name, values in result["estimate"].items()} == {"bright ball": 3, "dark ball": 3}

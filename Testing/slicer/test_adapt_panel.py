@@ -447,6 +447,7 @@ def test_scans_that_cannot_be_used_are_one_dialog_that_names_them(bench, host):
     assert problem.remedy == "Label it."
 
 
+@pytest.mark.slow
 def test_cancelled_in_the_estimate_gone_on_with_saved_looked_at_and_applied(bench, host, pictures):
     import slicer
 
@@ -538,6 +539,7 @@ def look_at_the_left_out_scans(bench, host, pairs, pictures) -> None:
     assert all(labels.GetDisplayNode().GetVisibility() for _scan, labels in pairs)
 
 
+@pytest.mark.slow
 def test_an_adaptation_survives_scene_close_and_a_restart_and_another_one_waits(bench, host, pictures):
     import slicer
 

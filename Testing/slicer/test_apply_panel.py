@@ -75,6 +75,7 @@ def oblique_scan():
     return scan
 
 
+@pytest.mark.slow
 def test_apply_look_review_correct_and_compare(panel, module, host, pictures):
     scan = oblique_scan()
     node = apply_to(scan, panel, module, host, pictures)
@@ -254,6 +255,7 @@ def test_a_scene_closed_meanwhile_loses_nothing(panel, module, host, pictures):
     assert other.GetScene() is not None
 
 
+@pytest.mark.slow
 def test_results_of_an_earlier_session_are_offered_and_a_failure_is_told(panel, module, host, own_home, monkeypatch):
     from PEFTSegmentLib.panels.apply import ApplyPanel
 

@@ -67,6 +67,7 @@ def odd_home(tmp_path, monkeypatch) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_spaces_umlauts_and_signs_in_all_names_and_folders_do_no_harm(odd_home, module, host):
     from PEFTSegmentLib import results
 
@@ -112,6 +113,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_the_strip_without_a_dialog(h
 # nodes that vanish
 
 
+@pytest.mark.slow
 def test_all_nodes_may_be_deleted_while_four_jobs_wait_and_run(tiny_model, tmp_path, module, host):
     import slicer
 
@@ -245,6 +247,7 @@ def show_frame(browser, number: int) -> None:
     slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
 
 
+@pytest.mark.slow
 def test_of_a_sequence_the_frame_on_view_is_used_and_stays_when_the_sequence_moves_on(tiny_model, module, host):
     import slicer
 

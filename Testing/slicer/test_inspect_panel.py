@@ -151,6 +151,7 @@ def test_what_is_missing_is_said_and_nothing_can_be_pressed_before(module, host,
     assert ui.layerFrame.isHidden() or ui.layerTable.rowCount
 
 
+@pytest.mark.slow
 def test_show_a_grad_cam_then_measure_all_layers_and_click_through_them(panel, module, host, pictures):
     import slicer
 
@@ -418,6 +419,7 @@ def test_few_maps_are_kept_and_one_of_another_size_is_refused(host, tmp_path):
     assert not all_maps()
 
 
+@pytest.mark.slow
 def test_nothing_found_is_said_in_words_and_no_empty_map_is_shown(tiny_model, module, host, tmp_path, pictures):
     panel = open_panel(module, blind_adapter(tmp_path))
     scan, _labels = add_labelled_scan(1)
@@ -449,6 +451,7 @@ def blind_adapter(tmp_path: Path) -> str:
     return show_adapter(store(tmp_path / "b.safetensors"))["ref"]
 
 
+@pytest.mark.slow
 def test_cancel_a_closed_scene_and_a_deleted_scan_leave_nothing_behind(panel, module, host, own_home):
     import slicer
 
@@ -481,6 +484,7 @@ def test_cancel_a_closed_scene_and_a_deleted_scan_leave_nothing_behind(panel, mo
     assert panel.section.text == "5 Inspect"
 
 
+@pytest.mark.slow
 def test_layers_that_cannot_be_listed_are_told_and_can_be_asked_for_again(panel, module, host, own_home, pictures):
     in_view(add_scan(1))
     file = next((own_home / "adapters").glob("*.safetensors"))

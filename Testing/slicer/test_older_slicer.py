@@ -27,6 +27,7 @@ def test_the_host_really_is_the_older_one(older):
         import slicer.packaging
 
 
+@pytest.mark.slow
 def test_all_steps_work(older, older_host, pictures):
     import slicer
 

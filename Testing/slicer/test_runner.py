@@ -86,6 +86,7 @@ def test_a_job_is_exported_run_and_told_to_its_handler(runner, tiny_model):
     assert changes[-1] == 0
 
 
+@pytest.mark.slow
 def test_two_jobs_run_one_after_the_other(runner, tiny_model):
     first, second = runner.submit(*apply_job(tiny_model, 1)), runner.submit(*apply_job(tiny_model, 2))
     states = set()

@@ -529,6 +529,7 @@ def test_an_answer_whose_scan_has_gone_is_said_so(asking, tmp_path):
 # with the engine
 
 
+@pytest.mark.slow
 def test_cancelled_gone_on_with_over_a_restart_refused_kept_all_the_same_and_not_suggested(
     bench, site_model, host, pictures
 ):

@@ -487,6 +487,7 @@ def test_a_scan_is_pre_segmented_into_a_new_segmentation_to_be_corrected(panel, 
     assert rows(panel)[0][4] == "ready"
 
 
+@pytest.mark.slow
 def test_painted_labels_are_never_replaced_without_asking_and_a_lost_scan_is_told(panel, host, learn, tiny_model):
     import slicer
 
@@ -629,6 +630,7 @@ def test_a_folder_is_loaded_with_progress_after_asking_for_the_names_of_the_valu
 # size
 
 
+@pytest.mark.slow
 def test_fifty_scans_and_five_hundred_segments_stay_usable(panel, host, learn, shoot):
     import slicer
 

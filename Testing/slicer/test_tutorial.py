@@ -68,6 +68,7 @@ class Person:
         self.press(button)
 
 
+@pytest.mark.slow
 def test_the_tutorial_can_be_followed_word_by_word(steps):
     steps.picture("module")
     get_scans_and_try_a_model(steps)
