@@ -19,11 +19,12 @@ from peftseg.events import Reporter
 from peftseg.infer import segment
 from peftseg.models import ModelEntry, Preprocessing, Structure
 from peftseg.networks import Anatomy, build, head_rows, replace_head
-from peftseg.optimise import History, fit
+from peftseg.optimise import fit
 from peftseg.patches import Scan
 from peftseg.plan import Plan, make_plan
 from peftseg.preprocess import prepare
 from peftseg.recipe import choose_recipe, support_facts
+from peftseg.schedule import History
 from peftseg.snapshots import MOST_VALUES, Recorder, State, small_enough
 from peftseg.study import LoadedScan
 from peftseg.warm_start import WarmStart, shortened, take_over, with_fewer

@@ -9,17 +9,12 @@ estimate stays honest.
 
 from __future__ import annotations
 
-import copy
-import json
-import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from peftseg.adapter_training import (
     Adapted,
@@ -30,64 +25,20 @@ from peftseg.adapter_training import (
     starting_network,
     train_adapter,
 )
-from peftseg.adapters import AUTO, attach
-from peftseg.auto_choices import Choice, listed, starters, variations
+from peftseg.adapters import AUTO
+from peftseg.auto_choices import Choice, listed, starters
+from peftseg.auto_race import MOST_FOLDS, MOST_TRAINED, MOST_VARIED_FOLDS, race, refine, values_trained
+from peftseg.auto_search import FILE, Search, mean_dice, not_tried_words, read_search, write_search
 from peftseg.config import CPU_BUDGET_MINUTES
 from peftseg.device import release_memory
 from peftseg.errors import BadInput, OutOfMemory, TrainingFailed
 from peftseg.events import Reporter
 from peftseg.metrics import dice
-from peftseg.networks import Anatomy
-from peftseg.paths import write_text
 from peftseg.plan import Plan
 from peftseg.study import LoadedScan
 
-FILE = "auto.json"  # beside the checkpoint: trials are not repeated when a job goes on
 SHORTEST = 12  # epochs of a trial: what shorter ones say of a method is mostly its speed
 SEARCH_TRAININGS = 5.0  # effort of the search in trainings like the last one, where no time is given
-MOST_TRAINED = 5_000_000  # values: methods that train more make adapter files that are no longer small
-BEHIND = (0.05, 0.02, 0.01)  # Dice behind the best at which a method drops out, after 1, 2, and more scans
-MOST_FOLDS = 5  # scans that are left out in the race
-MOST_VARIED_FOLDS = 3  # scans on which a variation of the winner is tried
-
-
-@dataclass
-class Search:
-    """The state of a search.
-
-    Attributes
-    ----------
-    choices : int
-        How many of the list's methods are tried; under 2 nothing is.
-    epochs, minutes : int or None, float or None
-        Of every trial; one of the two.
-    limit, spent : float
-        Effort allowed and used: seconds, or scan-epochs with `epochs`.
-    scores : dict
-        Choice's label -> left-out scan (from 0 on) -> mean Dice of its structures.
-    failed : dict
-        Choice's label -> why it could not be trained.
-    why : list of str
-        What was decided, and by which numbers.
-    """
-
-    choices: int = 0
-    epochs: int | None = None
-    minutes: float | None = None
-    limit: float = 0.0
-    spent: float = 0.0
-    scores: dict[str, dict[int, float]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    why: list[str] = field(default_factory=list)
-
-    def affords(self, trials: int) -> bool:
-        """Whether so many more trials fit, at the mean cost so far."""
-        done = sum(len(found) for found in self.scores.values())
-        return self.spent + (self.spent / done if done else 0.0) * trials <= self.limit
-
-    def length(self) -> str:
-        """How long a trial is, in words."""
-        return f"{self.epochs} epochs" if self.minutes is None else f"{self.minutes:.1f} min"
 
 
 @dataclass(frozen=True)
@@ -159,15 +110,15 @@ def choose(setting: Setting, loaded: list[LoadedScan], reporter: Reporter) -> De
         reporter.log(text)
     folds = usable_folds(loaded, setting)
     path = None if reporter.checkpoint is None else reporter.checkpoint.with_name(FILE)
-    search = _read(path) or _planned(setting, loaded, choices, folds, reporter)
-    trial = _Trial(setting, loaded, search, path, started, reporter)
+    search = read_search(path) or _planned(setting, loaded, choices, folds, reporter)
+    trial = Trial(setting, loaded, search, path, started, reporter)
     choice = choices[0]
     if search.choices > 1:
-        choice = _refine(_race(choices[: search.choices], folds, trial), folds, trial)
+        choice = refine(race(choices[: search.choices], folds, trial), folds, trial)
     if reporter.stop_keep():
         choice = trial.best_at_hand(choice)
     search.why += [f"{label} could not be trained: {message}" for label, message in search.failed.items()]
-    search.why += _not_tried(choices, search)
+    search.why += not_tried_words(choices, search)
     for sentence in search.why:
         reporter.log(sentence)
     facts = {
@@ -205,7 +156,7 @@ def _fitting(setting: Setting) -> tuple[list[Choice], list[str]]:
     fitting, misfits = [], []
     for choice in asked:
         try:
-            trained = _trained(choice, network, anatomy, setting)
+            trained = values_trained(choice, network, anatomy, setting)
         except BadInput as error:
             misfits.append(f"{choice.label} is not tried: {error.message}")
             continue
@@ -219,12 +170,6 @@ def _fitting(setting: Setting) -> tuple[list[Choice], list[str]]:
             "Name other methods with the option 'methods'.",
         )
     return fitting, misfits
-
-
-def _trained(choice: Choice, network: nn.Module, anatomy: Anatomy, setting: Setting) -> int:
-    """How many values a choice trains."""
-    attached = attach(copy.deepcopy(network), anatomy, choice.method, dict(choice.options), setting.train_decoder)
-    return sum(p.numel() for p in attached.trainable().values())
 
 
 def _minutes(setting: Setting) -> float | None:
@@ -275,13 +220,13 @@ def _planned(
 def _trials_wanted(choices: int, folds: int, varied: bool) -> int:
     """Trials of a race in which half of the methods drop out after two scans, and of some variations after it, if any.
 
-    Without variations, where the time does not suffice for both, `_refine` still tries what is afforded in the end.
+    Without variations, where the time does not suffice for both, `refine` still tries what is afforded in the end.
     """
     race = 2 * choices + (min(folds, MOST_FOLDS) - 2) * -(-choices // 2)
     return race + (2 * min(folds, MOST_VARIED_FOLDS) if varied else 0)
 
 
-class _Trial:
+class Trial:
     """Runs trials and keeps their scores; what the file holds is not run again."""
 
     def __init__(
@@ -329,7 +274,7 @@ class _Trial:
         adapted.attached.network.to("cpu")
         self.kept[choice.label], self.choices[choice.label] = adapted, choice
         search.spent = self.seconds() if search.minutes is not None else search.spent + search.epochs * len(others)
-        _write(self.path, search)
+        write_search(self.path, search)
         return search.scores[choice.label][left_out]
 
     def forget_but(self, choices: Sequence[Choice]) -> None:
@@ -345,7 +290,7 @@ class _Trial:
         if choice.label in self.kept or not self.kept:
             return choice
         scans = set.intersection(*(set(self.search.scores[label]) for label in self.kept))
-        label = max(self.kept, key=lambda label: _mean(self.search, self.choices[label], sorted(scans)))
+        label = max(self.kept, key=lambda label: mean_dice(self.search, self.choices[label], sorted(scans)))
         self.search.why.append(f"{label} is used: of {choice.label} no adapter is left from before the job went on.")
         return self.choices[label]
 
@@ -360,170 +305,8 @@ class _Trial:
         self.reporter.progress("choose", done, total, eta, trying=choice.label, without=left_out + 1)
 
 
-def _race(choices: list[Choice], folds: list[int], trial: _Trial) -> Choice:
-    """The best of the choices by the scans that all who are left were tried on."""
-    search = trial.search
-    first, alive = choices[0], list(choices)
-    done: list[int] = []
-    for fold in folds[:MOST_FOLDS]:
-        if len(alive) < 2 or not search.affords(len(alive)):
-            break
-        scored = [choice for choice in alive if trial.score(choice, fold) is not None]
-        if trial.reporter.stop_keep():
-            return _best_so_far(choices, alive, done or [fold], search)
-        done.append(fold)
-        alive = _still_close(scored, done, search)
-        trial.forget_but(alive)
-    if not done or not alive:
-        search.why.append(f"{first.label} is used: no method could be trained and scored on a left-out scan.")
-        return first
-    best = max(alive, key=lambda c: _mean(search, c, done))
-    search.why.insert(0, _tried(choices, search, len(done)))
-    if best == first or first not in alive:
-        search.why.append(f"{best.label} is best: {_score_words(search, best, done)}.")
-        return best
-    gain, noise = _difference(search, best, first, done)
-    words = f"{best.label} against {first.label}: {gain:+.3f} Dice on {len(done)} scan(s), which varies by {noise:.3f}"
-    search.why.append(f"{words}: {best.label if gain > noise else first.label} is used.")
-    return best if gain > noise else first
-
-
-def _best_so_far(choices: list[Choice], alive: list[Choice], scans: list[int], search: Search) -> Choice:
-    """The best of those that were tried on all of these scans, where the user stops the race."""
-    complete = [c for c in alive if set(scans) <= set(search.scores.get(c.label, {})) and c.label not in search.failed]
-    if not complete:
-        return choices[0]
-    best = max(complete, key=lambda c: _mean(search, c, scans))
-    words = f"of {listed([c.label for c in complete])}, {best.label} is best"
-    search.why.append(f"The search was stopped: {words}, {_score_words(search, best, scans)}.")
-    return best
-
-
-def _still_close(alive: list[Choice], done: list[int], search: Search) -> list[Choice]:
-    """Who goes on after these scans."""
-    if not alive:
-        return []
-    means = {choice: _mean(search, choice, done) for choice in alive}
-    limit = max(means.values()) - BEHIND[min(len(done), len(BEHIND)) - 1]
-    for choice, mean in means.items():
-        if mean < limit:
-            behind = max(means.values()) - mean
-            search.why.append(f"{choice.label} drops out after {len(done)} scan(s), {behind:.3f} Dice behind the best.")
-    return [choice for choice, mean in means.items() if mean >= limit]
-
-
-def _refine(best: Choice, folds: list[int], trial: _Trial) -> Choice:
-    """Vary the winner's rates, rank and layers one at a time, and keep what helps by more than it varies."""
-    search = trial.search
-    done = [fold for fold in folds if fold in search.scores.get(best.label, {})][:MOST_VARIED_FOLDS]
-    if len(done) < 2:
-        return best
-    for varied in _worth_trying(best, trial.setting):
-        if trial.reporter.stop_keep():
-            break
-        if not search.affords(2):
-            search.why.append(
-                f"{varied.label}, and what else could be varied, was not tried: the time did not suffice."
-            )
-            break
-        used = _scans_of_variation(varied, best, done, trial)
-        if _is_taken(varied, best, used, search):
-            best = varied
-        trial.forget_but([best])
-    return best
-
-
-def _scans_of_variation(varied: Choice, best: Choice, done: list[int], trial: _Trial) -> list[int]:
-    """The scans on which a variation was tried: no more once it is not ahead, or the time is used."""
-    used: list[int] = []
-    for fold in done:
-        if trial.score(varied, fold) is None:
-            break
-        used.append(fold)
-        gain, _ = _difference(trial.search, varied, best, used)
-        if gain <= 0 or not trial.search.affords(1):
-            break
-    return used
-
-
-def _is_taken(varied: Choice, best: Choice, used: list[int], search: Search) -> bool:
-    """Whether a variation takes the best one's place, with the reason; one that could not be trained is named elsewhere."""
-    if not used:
-        return False
-    gain, noise = _difference(search, varied, best, used)
-    if len(used) == 1:
-        why = "no better than without" if gain <= 0 else "which is too little to tell"
-        search.why.append(f"{varied.label}: {gain:+.3f} Dice on one scan, {why}: not taken.")
-        return False
-    words = f"{varied.label}: {gain:+.3f} Dice on {len(used)} scans, which varies by {noise:.3f}"
-    search.why.append(f"{words}: {'taken' if gain > noise else 'not taken'}.")
-    return gain > noise
-
-
-def _worth_trying(best: Choice, setting: Setting) -> Iterator[Choice]:
-    """Variations that change what is trained, or how."""
-    network, anatomy, _ = starting_network(setting)
-    before = _trained(best, network, anatomy, setting)
-    for varied in variations(best):
-        try:
-            size = _trained(varied, network, anatomy, setting)
-        except BadInput:  # a rank that goes with no other option, or layers that the model has not
-            continue
-        if size <= MOST_TRAINED and (size != before or "rates" in varied.changes[-1]):
-            yield varied
-
-
-def _mean(search: Search, choice: Choice, folds: list[int]) -> float:
-    found = search.scores.get(choice.label, {})
-    values = [found[fold] for fold in folds if fold in found]
-    return statistics.fmean(values) if values else -math.inf
-
-
-def _difference(search: Search, choice: Choice, other: Choice, folds: list[int]) -> tuple[float, float]:
-    """Mean difference on the same scans and its standard error; infinite for one scan."""
-    first, second = search.scores[choice.label], search.scores[other.label]
-    values = [first[fold] - second[fold] for fold in folds]
-    noise = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return statistics.fmean(values), noise
-
-
-def _tried(choices: list[Choice], search: Search, folds: int) -> str:
-    names = listed([choice.label for choice in choices])
-    return f"Tried {names}, {search.length()} each, on {folds} scan(s) that were left out one at a time."
-
-
-def _not_tried(choices: list[Choice], search: Search) -> list[str]:
-    """Sentences about the methods that fit the model but were not tried; none where nothing was."""
-    if search.choices < 2:
-        return []
-    planned, beyond = choices[: search.choices], choices[search.choices :]
-    unreached = [c for c in planned if c.label not in search.scores and c.label not in search.failed]
-    reasons = ((beyond, "the time did not suffice"), (unreached, "the search was stopped before"))
-    return [f"Not tried: {listed([c.label for c in left])}; {reason}." for left, reason in reasons if left]
-
-
-def _score_words(search: Search, choice: Choice, folds: list[int]) -> str:
-    values = [search.scores[choice.label][fold] for fold in folds]
-    return f"mean Dice {statistics.fmean(values):.3f} on {len(values)} left-out scan(s)"
-
-
 def _quiet(reporter: Reporter) -> Reporter:
     """A reporter for what happens inside a trial: it can be cancelled, but tells nothing and keeps no checkpoint."""
     quiet = reporter.without("progress", "warning", "log")
     quiet.checkpoint = quiet.result_dir = None
     return quiet
-
-
-def _write(path: Path | None, search: Search) -> None:
-    if path is not None:
-        record = {**vars(search), "scores": {k: list(v.items()) for k, v in search.scores.items()}, "why": []}
-        write_text(path, json.dumps(record))
-
-
-def _read(path: Path | None) -> Search | None:
-    """The search of an earlier start of this job; its sentences are made anew."""
-    if path is None or not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    scores = {label: {int(fold): value for fold, value in found} for label, found in record["scores"].items()}
-    return Search(**{**record, "scores": scores})

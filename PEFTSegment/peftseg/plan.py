@@ -17,8 +17,8 @@ from peftseg.config import CPU_BUDGET_MINUTES
 from peftseg.device import autocast, choose_precision, free_memory, is_out_of_memory
 from peftseg.errors import BadInput, OutOfMemory
 from peftseg.networks import per_axis
-from peftseg.optimise import OVERRUN, Schedule
 from peftseg.patches import Augmentation
+from peftseg.schedule import OVERRUN, Schedule
 
 MAX_EPOCHS = 200
 FEWEST_EPOCHS = 24

@@ -22,10 +22,11 @@ from peftseg.events import Reporter
 from peftseg.grid import Grid
 from peftseg.models import Intensity, ModelEntry, NetworkSpec, Preprocessing, Structure
 from peftseg.networks import Anatomy, build, is_slicewise
-from peftseg.optimise import History, Schedule, epoch_steps, fit
+from peftseg.optimise import fit
 from peftseg.patches import Augmentation, Scan, sample_batch
 from peftseg.plan import patch_for, safe_precision
 from peftseg.planes import in_orientation, orientation_for, spacing_along
+from peftseg.schedule import History, Schedule, epoch_steps
 from peftseg.site_layers import statistics_of
 from peftseg.site_options import EARLY_LEVEL
 from peftseg.site_statistics import site_record

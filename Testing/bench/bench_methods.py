@@ -33,10 +33,11 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.models import NetworkSpec, resolve
 from peftseg.networks import Anatomy, build
-from peftseg.optimise import Schedule, _Loop
+from peftseg.optimise import _Loop
 from peftseg.patches import Scan, make_scan
 from peftseg.peak_memory import PeakMemory
 from peftseg.plan import safe_precision
+from peftseg.schedule import Schedule
 from peftseg.weights import load_base
 
 ENTRY = resolve("brain-t1")

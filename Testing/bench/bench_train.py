@@ -21,10 +21,11 @@ from peftseg import phantom
 from peftseg.device import choose_device, choose_precision
 from peftseg.events import Reporter
 from peftseg.models import Intensity, Preprocessing
-from peftseg.optimise import Schedule, _Loop
+from peftseg.optimise import _Loop
 from peftseg.patches import make_scan
 from peftseg.preprocess import prepare, prepare_mask
 from peftseg.pretrain import WholeNetwork
+from peftseg.schedule import Schedule
 
 PATCH = (64, 64, 64)
 PATCHES_PER_SCAN = 2

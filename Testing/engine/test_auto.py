@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftseg import auto
+from peftseg import auto, auto_race
 from peftseg.adapter_file import load_adapter
-from peftseg.adapter_training import make_setting, predict_masks, train_adapter
+from peftseg.adapter_training import make_setting, predict_masks, starting_network, train_adapter
 from peftseg.adapters import METHODS, attach, check_options
 from peftseg.auto_choices import starters, variations
+from peftseg.auto_search import FILE, Search, write_search
 from peftseg.check import run_check
 from peftseg.config import AdaptJob, CheckJob
 from peftseg.dataset import load_scans
@@ -82,9 +83,9 @@ def job_for(model, items, out: Path, **changes) -> AdaptJob:
 
 def decided(setting, scans, tmp_path, scores: dict[str, list[float]]) -> auto.Decision:
     """The decision by scores that a search has found already; its time is used, so that nothing more is tried."""
-    search = auto.Search(choices=len(scores), epochs=3, limit=100.0, spent=0.0)
+    search = Search(choices=len(scores), epochs=3, limit=100.0, spent=0.0)
     search.scores = {label: dict(enumerate(values)) for label, values in scores.items()}
-    auto._write(tmp_path / auto.FILE, search)
+    write_search(tmp_path / FILE, search)
     reporter = Reporter.silent()
     reporter.checkpoint = tmp_path / "checkpoint.safetensors"
     return auto.choose(setting, scans, reporter)
@@ -103,8 +104,8 @@ def test_the_method_that_learns_wins_and_the_adapter_segments(model, items, tmp_
 
 
 def test_a_score_is_that_of_training_on_the_other_scans(setting, scans):
-    search = auto.Search(choices=2, epochs=4, limit=1e9)
-    trial = auto._Trial(setting, scans, search, None, 0.0, Reporter.silent())
+    search = Search(choices=2, epochs=4, limit=1e9)
+    trial = auto.Trial(setting, scans, search, None, 0.0, Reporter.silent())
     choice = starters("full")[0]
     found = trial.score(choice, 1)
     fixed = replace(auto.with_choice(setting, choice), epochs=4)
@@ -120,14 +121,14 @@ def test_one_that_is_far_behind_is_not_tried_on_the_next_scan(setting, scans, mo
 
     def scored(trial, choice, fold):
         tried.append((choice.label, fold))
-        value = 0.9 if choice.label == FULL else 0.9 - 2 * auto.BEHIND[0]
+        value = 0.9 if choice.label == FULL else 0.9 - 2 * auto_race.BEHIND[0]
         trial.search.scores.setdefault(choice.label, {})[fold] = value
         return value
 
-    monkeypatch.setattr(auto._Trial, "score", scored)
-    search = auto.Search(choices=2, epochs=3, limit=1e9)
-    trial = auto._Trial(setting, scans, search, None, 0.0, Reporter.silent())
-    best = auto._race(starters("linear_probe,full"), [0, 1, 2], trial)
+    monkeypatch.setattr(auto.Trial, "score", scored)
+    search = Search(choices=2, epochs=3, limit=1e9)
+    trial = auto.Trial(setting, scans, search, None, 0.0, Reporter.silent())
+    best = auto_race.race(starters("linear_probe,full"), [0, 1, 2], trial)
     assert best.method == "full"
     assert tried == [(PROBE, 0), (FULL, 0)]
     assert any(PROBE in sentence and "drops out after 1 scan" in sentence for sentence in search.why)
@@ -144,7 +145,7 @@ def test_one_that_is_far_behind_is_not_tried_on_the_next_scan(setting, scans, mo
 def test_the_first_method_stays_unless_it_is_beaten_by_more_than_the_differences_vary(
     full, winner, setting, scans, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(auto, "variations", lambda choice: iter(()))
+    monkeypatch.setattr(auto_race, "variations", lambda choice: iter(()))
     decision = decided(setting, scans, tmp_path, {PROBE: [0.8, 0.8, 0.8], FULL: full})
     assert decision.choice.method == winner
     assert any("is used" in sentence or "is best" in sentence for sentence in decision.facts["why"])
@@ -170,12 +171,12 @@ def test_a_variation_is_taken_only_where_it_helps_on_two_scans(setting, scans, t
 
 
 def test_variations_change_one_thing_each_and_can_be_attached(setting):
-    network, anatomy, _ = auto.starting_network(setting)
+    network, anatomy, _ = starting_network(setting)
     for name in METHODS:
         if name in ("auto", "adaptformer"):
             continue
         choice = starters(name)[0]
-        labels = [v.label for v in auto._worth_trying(choice, setting)]
+        labels = [v.label for v in auto_race._worth_trying(choice, setting)]
         assert len(labels) == len(set(labels))
         assert all(label.startswith(METHODS[name].title) for label in labels)
     ranks = [dict(v.options)["rank"] for v in variations(starters("lora")[0])]
@@ -190,7 +191,7 @@ def test_a_search_that_goes_on_repeats_no_trial_and_decides_the_same(model, item
     reporter = Reporter.silent()
     reporter.checkpoint = tmp_path / "checkpoint.safetensors"
     whole = auto.choose(setting, loaded, reporter)
-    record = json.loads((tmp_path / auto.FILE).read_text())
+    record = json.loads((tmp_path / FILE).read_text())
     assert record["spent"] > 0
 
     def forbidden(*_arguments):
@@ -253,9 +254,9 @@ def test_a_search_that_is_stopped_on_the_first_scan_names_what_was_not_tried(mod
 
 
 def test_a_search_that_went_on_and_is_stopped_uses_an_adapter_that_it_has(setting, scans, tmp_path, monkeypatch):
-    search = auto.Search(choices=2, epochs=3, limit=1e6, spent=12.0)
+    search = Search(choices=2, epochs=3, limit=1e6, spent=12.0)
     search.scores = {PROBE: {0: 0.66}, FULL: {0: 0.7}}
-    auto._write(tmp_path / auto.FILE, search)
+    write_search(tmp_path / FILE, search)
     adapted = stopped_at(monkeypatch, setting, scans, [0.6], FULL, 2, tmp_path)
     assert adapted.setting.method == adapted.choice["method"] == "linear_probe"
     assert any(f"of {FULL} no adapter is left" in sentence for sentence in adapted.choice["why"])
@@ -280,7 +281,7 @@ def test_methods_that_the_time_does_not_suffice_for_are_named(model, items, scan
         trial.search.scores.setdefault(choice.label, {})[fold] = {PROBE: 0.5, FULL: 0.9}[choice.label]
         return trial.search.scores[choice.label][fold]
 
-    monkeypatch.setattr(auto._Trial, "score", scored)
+    monkeypatch.setattr(auto.Trial, "score", scored)
     monkeypatch.setattr(auto, "SEARCH_TRAININGS", 4.0)
     reporter = Reporter.silent()
     setting = setting_for(model, items, methods="linear_probe,full,lora", epochs=12)
@@ -309,10 +310,10 @@ def test_a_variation_that_is_dropped_after_one_scan_is_named(setting, scans, tmp
 
 
 def test_variations_that_there_was_no_time_for_are_said(setting, scans, tmp_path):
-    search = auto.Search(choices=2, epochs=3, limit=100.0, spent=99.0)
+    search = Search(choices=2, epochs=3, limit=100.0, spent=99.0)
     search.scores = {PROBE: dict.fromkeys(range(3), 0.5), FULL: dict.fromkeys(range(3), 0.8)}
-    trial = auto._Trial(setting, scans, search, None, 0.0, Reporter.silent())
-    assert auto._refine(starters("full")[0], [0, 1, 2], trial).method == "full"
+    trial = auto.Trial(setting, scans, search, None, 0.0, Reporter.silent())
+    assert auto_race.refine(starters("full")[0], [0, 1, 2], trial).method == "full"
     assert search.why == [f"{FULL}, rates x 3, and what else could be varied, was not tried: the time did not suffice."]
 
 

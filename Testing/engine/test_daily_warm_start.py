@@ -16,8 +16,8 @@ from peftseg.device import choose_device
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.models import resolve
-from peftseg.optimise import Schedule
 from peftseg.plan import Plan
+from peftseg.schedule import Schedule
 from peftseg.train import job_setting, run_adapt, started_from
 from peftseg.warm_start import TIME_SHARE, read_start, shortened
 from small_scans import BRIGHT, DARK, RATES, balls_job, make_scan_files, write_tiny_model

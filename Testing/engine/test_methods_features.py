@@ -14,8 +14,9 @@ from peftseg.errors import JobCancelled
 from peftseg.events import Reporter
 from peftseg.models import NetworkSpec
 from peftseg.networks import Anatomy, build
-from peftseg.optimise import Schedule, fit
+from peftseg.optimise import fit
 from peftseg.patches import make_scan
+from peftseg.schedule import Schedule
 from peftseg.weights import replace_head
 from test_optimise import StopAfter, reporter_with
 from tiny_networks import make

@@ -12,9 +12,10 @@ from torch import nn
 from peftseg.errors import JobCancelled, OutOfMemory, TrainingFailed
 from peftseg.events import Reporter
 from peftseg.losses import Match
-from peftseg.optimise import History, Schedule, cosine_factor, epoch_steps, fit, has_converged
+from peftseg.optimise import fit
 from peftseg.patches import make_scan
 from peftseg.pretrain import WholeNetwork
+from peftseg.schedule import History, Schedule, cosine_factor, epoch_steps, has_converged
 
 SCHEDULE = Schedule(epochs=6, patch=(8, 8, 8), patches_per_scan=2, patches_per_step=2, micro_batch=2, early_stop=False)
 

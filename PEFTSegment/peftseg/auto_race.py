@@ -1,0 +1,157 @@
+"""The race of the method `auto`: who stays after each left-out scan, and which changes of the winner are taken."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from torch import nn
+
+from peftseg.adapter_training import Setting, starting_network
+from peftseg.adapters import attach
+from peftseg.auto_choices import Choice, listed, variations
+from peftseg.auto_search import Search, difference, mean_dice, score_words, tried_words
+from peftseg.errors import BadInput
+from peftseg.events import Reporter
+from peftseg.networks import Anatomy
+
+BEHIND = (0.05, 0.02, 0.01)  # Dice behind the best at which a method drops out, after 1, 2, and more scans
+MOST_FOLDS = 5  # scans that are left out in the race
+MOST_VARIED_FOLDS = 3  # scans on which a variation of the winner is tried
+MOST_TRAINED = 5_000_000  # values: methods that train more make adapter files that are no longer small
+
+
+class Trials(Protocol):
+    """What a race needs of what runs its trials (`auto.Trial`)."""
+
+    setting: Setting
+    search: Search
+    reporter: Reporter
+
+    def score(self, choice: Choice, left_out: int) -> float | None:
+        """Mean Dice on the left-out scan; None where the choice cannot be trained."""
+        ...
+
+    def forget_but(self, choices: Sequence[Choice]) -> None:
+        """Let go of all other choices' adapters."""
+        ...
+
+
+def race(choices: list[Choice], folds: list[int], trial: Trials) -> Choice:
+    """The best of the choices by the scans that all who are left were tried on."""
+    search = trial.search
+    first, alive = choices[0], list(choices)
+    done: list[int] = []
+    for fold in folds[:MOST_FOLDS]:
+        if len(alive) < 2 or not search.affords(len(alive)):
+            break
+        scored = [choice for choice in alive if trial.score(choice, fold) is not None]
+        if trial.reporter.stop_keep():
+            return _best_so_far(choices, alive, done or [fold], search)
+        done.append(fold)
+        alive = _still_close(scored, done, search)
+        trial.forget_but(alive)
+    if not done or not alive:
+        search.why.append(f"{first.label} is used: no method could be trained and scored on a left-out scan.")
+        return first
+    best = max(alive, key=lambda c: mean_dice(search, c, done))
+    search.why.insert(0, tried_words(choices, search, len(done)))
+    if best == first or first not in alive:
+        search.why.append(f"{best.label} is best: {score_words(search, best, done)}.")
+        return best
+    gain, noise = difference(search, best, first, done)
+    words = f"{best.label} against {first.label}: {gain:+.3f} Dice on {len(done)} scan(s), which varies by {noise:.3f}"
+    search.why.append(f"{words}: {best.label if gain > noise else first.label} is used.")
+    return best if gain > noise else first
+
+
+def _best_so_far(choices: list[Choice], alive: list[Choice], scans: list[int], search: Search) -> Choice:
+    """The best of those that were tried on all of these scans, where the user stops the race."""
+    complete = [c for c in alive if set(scans) <= set(search.scores.get(c.label, {})) and c.label not in search.failed]
+    if not complete:
+        return choices[0]
+    best = max(complete, key=lambda c: mean_dice(search, c, scans))
+    words = f"of {listed([c.label for c in complete])}, {best.label} is best"
+    search.why.append(f"The search was stopped: {words}, {score_words(search, best, scans)}.")
+    return best
+
+
+def _still_close(alive: list[Choice], done: list[int], search: Search) -> list[Choice]:
+    """Who goes on after these scans."""
+    if not alive:
+        return []
+    means = {choice: mean_dice(search, choice, done) for choice in alive}
+    limit = max(means.values()) - BEHIND[min(len(done), len(BEHIND)) - 1]
+    for choice, mean in means.items():
+        if mean < limit:
+            behind = max(means.values()) - mean
+            search.why.append(f"{choice.label} drops out after {len(done)} scan(s), {behind:.3f} Dice behind the best.")
+    return [choice for choice, mean in means.items() if mean >= limit]
+
+
+def refine(best: Choice, folds: list[int], trial: Trials) -> Choice:
+    """Vary the winner's rates, rank and layers one at a time, and keep what helps by more than it varies."""
+    search = trial.search
+    done = [fold for fold in folds if fold in search.scores.get(best.label, {})][:MOST_VARIED_FOLDS]
+    if len(done) < 2:
+        return best
+    for varied in _worth_trying(best, trial.setting):
+        if trial.reporter.stop_keep():
+            break
+        if not search.affords(2):
+            search.why.append(
+                f"{varied.label}, and what else could be varied, was not tried: the time did not suffice."
+            )
+            break
+        used = _scans_of_variation(varied, best, done, trial)
+        if _is_taken(varied, best, used, search):
+            best = varied
+        trial.forget_but([best])
+    return best
+
+
+def _scans_of_variation(varied: Choice, best: Choice, done: list[int], trial: Trials) -> list[int]:
+    """The scans on which a variation was tried: no more once it is not ahead, or the time is used."""
+    used: list[int] = []
+    for fold in done:
+        if trial.score(varied, fold) is None:
+            break
+        used.append(fold)
+        gain, _ = difference(trial.search, varied, best, used)
+        if gain <= 0 or not trial.search.affords(1):
+            break
+    return used
+
+
+def _is_taken(varied: Choice, best: Choice, used: list[int], search: Search) -> bool:
+    """Whether a variation takes the best one's place, with the reason; one that could not be trained is named elsewhere."""
+    if not used:
+        return False
+    gain, noise = difference(search, varied, best, used)
+    if len(used) == 1:
+        why = "no better than without" if gain <= 0 else "which is too little to tell"
+        search.why.append(f"{varied.label}: {gain:+.3f} Dice on one scan, {why}: not taken.")
+        return False
+    words = f"{varied.label}: {gain:+.3f} Dice on {len(used)} scans, which varies by {noise:.3f}"
+    search.why.append(f"{words}: {'taken' if gain > noise else 'not taken'}.")
+    return gain > noise
+
+
+def _worth_trying(best: Choice, setting: Setting) -> Iterator[Choice]:
+    """Variations that change what is trained, or how."""
+    network, anatomy, _ = starting_network(setting)
+    before = values_trained(best, network, anatomy, setting)
+    for varied in variations(best):
+        try:
+            size = values_trained(varied, network, anatomy, setting)
+        except BadInput:  # a rank that goes with no other option, or layers that the model has not
+            continue
+        if size <= MOST_TRAINED and (size != before or "rates" in varied.changes[-1]):
+            yield varied
+
+
+def values_trained(choice: Choice, network: nn.Module, anatomy: Anatomy, setting: Setting) -> int:
+    """How many values a choice trains."""
+    attached = attach(copy.deepcopy(network), anatomy, choice.method, dict(choice.options), setting.train_decoder)
+    return sum(p.numel() for p in attached.trainable().values())
