@@ -248,7 +248,10 @@ def resolve_levels(options: dict[str, Any], count: int, own: int | None) -> dict
         depth = count - 1 if level is None else level
     for name, value in (("level", level), ("depth", depth)):
         if value is not None and value >= count:
-            raise BadInput(f"Option '{name}' is {value}; this network has the levels 0 to {count - 1}.", "Choose one.")
+            raise BadInput(
+                f"Option '{name}' is {value}; this network has the levels 0 to {count - 1}.",
+                f"Set {name} to one of them, or choose another preset.",
+            )
     reaches = options["through"] == "final" or options["targets"] == "soft_attached" or depth is None
     if not reaches and depth > level:
         raise BadInput(
