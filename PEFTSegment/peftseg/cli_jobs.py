@@ -17,7 +17,7 @@ from peftseg import config, jobs, worker
 from peftseg.cli_endings import show_for
 from peftseg.cli_progress import JsonLines, ProgressBar, print_facts
 from peftseg.events import CANCEL, Event
-from peftseg.job_folder import ending_of, prepare_resume
+from peftseg.job_folder import can_resume, ending_of, prepare_resume
 from peftseg.licences import usable
 from peftseg.paths import remove_tree, write_text
 from peftseg.study import find_inputs, read_support_folder
@@ -244,7 +244,7 @@ def run_here(
     elif not as_json:
         _print_ending(ending)
     crashed = ending["event"] == "failed" and ending["kind"] == "internal"
-    if code and (crashed or (jobdir / "checkpoint.safetensors").is_file()):
+    if code and (crashed or can_resume(jobdir)):
         print(f"The job is kept; go on with: peftseg jobs resume {jobdir.name[:8]}", file=sys.stderr)
         print(f"Its log: {jobdir / 'worker.log'}", file=sys.stderr)
     elif any((jobdir / "result").glob("*")):

@@ -15,7 +15,13 @@ from peftseg.paths import remove_tree, write_text
 from peftseg.processes import kill_tree, start_time
 
 UNMARKED_S = 600.0  # a folder that does not say who makes it counts as left behind after this time
+KEPT = ("checkpoint.safetensors", "early_head.safetensors", "auto.json")  # what an ended run leaves to go on from
 _ID = re.compile(r"[0-9a-f]{32}")
+
+
+def can_resume(jobdir: Path) -> bool:
+    """Whether a run that ended too early has left anything to go on from: a checkpoint, an early head, or tried methods."""
+    return any((Path(jobdir) / name).is_file() for name in KEPT)
 
 
 def prepare_resume(jobdir: Path) -> None:

@@ -19,6 +19,7 @@ from peftseg import config
 from peftseg.errors import BadInput, unknown_name
 from peftseg.events import CANCEL, ENDINGS, STOP_KEEP, Event, EventLog, plain, read_control, read_events
 from peftseg.job_folder import (
+    can_resume,
     end_job,
     ending_of,
     has_started,
@@ -358,7 +359,7 @@ def _summary(jobdir: Path) -> dict[str, Any]:
         "name": name,
         "state": state,
         "alive": alive,
-        "resumable": not alive and state in ("failed", "cancelled") and (jobdir / "checkpoint.safetensors").is_file(),
+        "resumable": not alive and state in ("failed", "cancelled") and can_resume(jobdir),
         "created": created,
         "folder": str(jobdir),
         "note": read_client_note(jobdir),

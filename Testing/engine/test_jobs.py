@@ -17,7 +17,7 @@ from peftseg import jobs, worker
 from peftseg.config import AdaptJob, ApplyJob
 from peftseg.errors import BadInput
 from peftseg.events import ENDINGS, read_events
-from peftseg.job_folder import ending_of, is_alive
+from peftseg.job_folder import KEPT, ending_of, is_alive
 from peftseg.locks import FileLock
 from peftseg.models import Structure
 from peftseg.paths import delete_everything, home, jobs_dir
@@ -324,6 +324,15 @@ def test_a_job_that_runs_is_refused_a_second_worker(run):
         jobs.clean_up(handle.jobdir)
     with pytest.raises(BadInput, match="still run"):
         delete_everything()
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_an_ended_run_has_left_makes_it_resumable(tmp_path, name):
+    jobdir = make_job("quick", tmp_path)
+    (jobdir / "events.jsonl").write_text('{"event": "cancelled", "time": 0}\n')
+    assert [job["resumable"] for job in jobs.list_jobs()] == [False]
+    (jobdir / name).write_bytes(b"0")
+    assert [job["resumable"] for job in jobs.list_jobs()] == [True]
 
 
 def test_a_cancelled_job_resumes_with_its_checkpoint_and_a_fresh_ending(run):

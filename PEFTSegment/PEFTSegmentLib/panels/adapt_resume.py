@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from peftseg import config
 from peftseg.errors import BadInput
-from peftseg.job_folder import is_alive
+from peftseg.job_folder import can_resume, is_alive
 from peftseg.paths import owner_only
 
 from .. import scans, work
@@ -23,8 +23,8 @@ POLL_MS = 100
 
 
 def can_go_on(task: Task) -> bool:
-    """Whether an ended task has a checkpoint."""
-    return task.state in ("failed", "cancelled") and (task.folder / "checkpoint.safetensors").is_file()
+    """Whether an ended task has left anything to go on from."""
+    return task.state in ("failed", "cancelled") and can_resume(task.folder)
 
 
 def reason_against(context: Context, task: Task, found: Support) -> str:
