@@ -39,7 +39,9 @@ screenshots: $(DEV)
 	QT_QPA_PLATFORM=offscreen PEFTSEGMENT_TUTORIAL_MINUTES=3 PEFTSEGMENT_SCREENSHOTS=$(CURDIR)/Resources/Screenshots \
 		$(PY) -m pytest -q Testing/slicer/test_tutorial.py
 
-# Trains and scores what Docs/results/few_shot.csv does not hold yet (an hour without the file), then prints the table.
+# Trains and scores what Docs/results/few_shot.csv does not hold yet (an hour without the file), then prints the tables. Needs the real scans
+# (../shared/data, see Docs/results.md) even where nothing is missing. Without them, the tables of the committed rows are printed by
+#   .venv/bin/python Testing/bench/real_data.py --stage table --out Docs/results/few_shot.csv --reference LoRA --reference scratch
 results: $(RUN)
 	$(PY) Testing/bench/real_data.py --stage test --epochs 120 --out Docs/results/few_shot.csv \
 		--reference LoRA --reference scratch

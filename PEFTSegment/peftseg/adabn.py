@@ -1,4 +1,4 @@
-"""AdaBN: batch normalisation by the statistics of another site's scans (Li et al. 2018; METHODS 3.6).
+"""AdaBN: batch normalisation by the statistics of another site's scans (Li et al. 2018).
 
 The mean over all batches, as `torch.optim.swa_utils.update_bn` takes it. That function is not used because it leaves a
 network half-changed when it is interrupted, puts dropout into training mode, and cannot blend.

@@ -91,7 +91,9 @@ def make_setting(
     device: torch.device,
     reporter: Reporter,
 ) -> Setting:
-    """Decide head and decoder by DESIGN's rules: overlap makes a sigmoid head, any novel structure trains the decoder.
+    """Decide head and decoder: overlap makes a sigmoid head, any novel structure trains the decoder.
+
+    The first is our choice; the second is that of FSEFT and ARENA (Baklouti et al. 2025, sec. 3.1).
 
     Seed, precision, epochs and budget are the defaults; `dataclasses.replace` gives others.
     """

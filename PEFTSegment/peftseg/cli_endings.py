@@ -56,6 +56,8 @@ def site_adapted(job: config.SiteAdaptJob, ending: Event) -> list[str]:
         facts.append(f"agreement of the early and the final result {agreement:.2f} of 1")
     scans = counted(ending["scans"], "scan")
     lines.append(f"It took {scans} without labels and {spent(ending['seconds'])} ({'; '.join(facts)}).")
+    if ending["grey_values"]:
+        lines.append(ending["grey_values"])
     lines += _trained(ending)
     if ending["recalibrated"]:
         lines.append(f"The statistics of {counted(ending['recalibrated'], 'layer')} were measured anew on these scans.")

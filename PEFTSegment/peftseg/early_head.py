@@ -1,4 +1,6 @@
-"""The early segmentation head: a small network that segments from the features of an early level (METHODS 3.4).
+"""The early segmentation head: a small network that segments from the features of an early level.
+
+The ESH of Aleem et al. 2024 (sec. 3.3) as in their code (models.py), after UDAS (Sheikh and Schultz 2022).
 
 Self-training without labels compares it with the network's own result: what they share is the encoder up to that level,
 and that is what learns (`self_training.py`).

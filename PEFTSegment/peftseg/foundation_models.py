@@ -1,6 +1,6 @@
 """The public foundation models, declared. Torch-free; Docs/add-a-model.md shows the one entry to write.
 
-Facts are from the models' own files; METHODS and the entries' `source.page` say which. Where an address has no pinned
+Facts are from the models' own files and code; `source.page` and Docs/references.md say which. Where an address has no pinned
 revision or hash, none is published: the SHA-256 of the file is then recorded at its first import.
 """
 

@@ -88,6 +88,7 @@ def _training(shown: Shown) -> list[str]:
     shots = record.get("shots")
     if shots is None:
         lines = [f"- {record.get('unlabelled_scans', 'Some')} scans of the site, without labels."]
+        lines += [f"- {change}" for change in record.get("recipe_changes", [])]
         if status := stored_status(record):
             reasons = " ".join(record["gate"].get("reasons", []))
             lines.append(f"- Judged before it was kept: {JUDGED[status]}. {reasons}".rstrip())

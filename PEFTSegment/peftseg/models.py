@@ -7,7 +7,9 @@ A foundation model is network + base weights + preprocessing + structures. Bundl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +66,9 @@ class Intensity:
         [out_low, out_high], on the resampled study (MONAI's NormalizeIntensity(nonzero) and ScaleIntensity);
         "zscore_all", "zscore_inside", "range01", "none": nnU-Net's, for the scheme "nnunet" only (see
         `nnunet_preprocess.prepare_nnunet`).
+    curve : tuple of pairs
+        Knots of a curve that is applied last: (value so far, value in its place), both rising; straight between them, and
+        on beyond them as in the end pieces. Empty for none. See `grey_match`.
     """
 
     kind: str
@@ -71,10 +76,30 @@ class Intensity:
     high: float = 1.0
     out_low: float = 0.0
     out_high: float = 1.0
+    curve: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in INTENSITY_KINDS:
             raise unknown_name("intensity kind", self.kind, INTENSITY_KINDS)
+        object.__setattr__(self, "curve", _checked_curve(self.curve))
+
+
+def _checked_curve(curve: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    """The knots as tuples; JSON has lists."""
+    if not curve:
+        return ()
+    try:
+        knots = tuple((float(before), float(after)) for before, after in curve)
+    except (TypeError, ValueError):
+        knots = ()
+    pairs = list(itertools.pairwise(knots))
+    rises = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairs)
+    if not (pairs and rises and all(math.isfinite(value) for knot in knots for value in knot)):
+        raise BadInput(
+            f"The curve of grey values is {curve}; expected two or more pairs of numbers that rise.",
+            "Adapt again, or get an undamaged file.",
+        )
+    return knots
 
 
 @dataclass(frozen=True)

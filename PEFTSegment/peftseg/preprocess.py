@@ -6,6 +6,7 @@ study is not rotated) and resampled along its own axes. See `resample.AxisMap` f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from peftseg.recipe import SupportFacts, choose_recipe, support_facts
 from peftseg.resample import resample_to_model
 from peftseg.volume import Grid, Volume
 
-__all__ = ["Prepared", "SupportFacts", "choose_recipe", "prepare", "prepare_mask", "support_facts"]
+__all__ = ["Prepared", "SupportFacts", "choose_recipe", "follow_curve", "prepare", "prepare_mask", "support_facts"]
 
 PERCENTILE_SAMPLES = 4_000_000  # more voxels change a percentile by less than the noise, and cost seconds
 
@@ -85,7 +86,9 @@ def prepare(volume: Volume, recipe: Preprocessing) -> Prepared:
     if recipe.scheme == "nnunet":
         from peftseg.nnunet_preprocess import prepare_nnunet  # made of this module's records
 
-        return prepare_nnunet(volume, recipe)
+        prepared = prepare_nnunet(volume, recipe)
+        follow_curve(prepared.image[0], recipe.intensity.curve)
+        return prepared
     mapping, shape = fit_axes(volume.grid, recipe.orientation, recipe.spacing)
     image = resample_to_model(volume.array, mapping, shape)
     if recipe.intensity.kind == "nonzero_range":
@@ -98,9 +101,21 @@ def prepare(volume: Volume, recipe: Preprocessing) -> Prepared:
         image, affine = _crop(image, affine, above=low if clips else 0.0)
     # Clipping first: values far outside of the window would lose digits in the multiplication.
     image = image.clamp_(low, high).sub_(offset).mul_(gain).add_(recipe.intensity.out_low if clips else 0.0)
+    follow_curve(image, recipe.intensity.curve)
     if recipe.square:
         image, affine = _square(image, affine)
     return Prepared(image[None], Grid(tuple(image.shape), affine), volume.grid)
+
+
+def follow_curve(image: torch.Tensor, curve: Sequence[tuple[float, float]]) -> None:
+    """Replace the values of an image (I, J, K) by those on `Intensity.curve`, in place."""
+    if not curve:
+        return
+    before, after = torch.tensor(curve, dtype=image.dtype, device=image.device).T.contiguous()
+    slopes = after.diff() / before.diff()
+    for part in image:  # one after the other: the numbers of the pieces take as much memory as the image
+        piece = torch.bucketize(part, before[1:-1], out_int32=True)
+        part.sub_(before[piece]).mul_(slopes[piece]).add_(after[piece])
 
 
 def _check(volume: Volume, recipe: Preprocessing) -> None:

@@ -63,16 +63,20 @@ def measure_scan(
     layers : tuple
         Of `site_layers.layer_moments`.
     """
-    values = prepared.image.reshape(-1)
-    sample = values[:: max(1, len(values) // QUANTILE_SAMPLES)].cpu().numpy()
     axes, _ = orient_to(volume.grid, recipe.orientation)
     features = {
-        GREY: np.quantile(sample, QUANTILES),
+        GREY: grey_quantiles(prepared),
         TEXTURE: _texture(volume.array.transpose(axes)),
         VOXELS: np.log([volume.grid.spacing[axis] for axis in axes]),
     }
     chosen, _ = choose_recipe(recipe, [support_facts(volume, {}, recipe.orientation)])
     return ScanStatistics(features, layers, guess_modality(volume.array), chosen.intensity == recipe.intensity)
+
+
+def grey_quantiles(prepared: Prepared) -> np.ndarray:
+    """`QUANTILES` of what the network sees."""
+    values = prepared.image.reshape(-1)
+    return np.quantile(values[:: max(1, len(values) // QUANTILE_SAMPLES)].cpu().numpy(), QUANTILES)
 
 
 def _texture(array: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ class Schedule:
     max_epochs, budget_s : int, float or None
         With a budget in seconds, the number of epochs follows the time that epochs really take, up to the maximum.
     early_stop : bool
-        METHODS 2 [A3]: stop when the 10-epoch mean of the loss improved by at most 1 % over 20 epochs.
+        Stop when the 10-epoch mean of the loss improved by at most 1 % over 20 epochs (see `has_converged`).
     """
 
     epochs: int
@@ -123,7 +123,10 @@ def smoothed(losses: list[float], end: int | None = None) -> float:
 
 
 def has_converged(losses: list[float]) -> bool:
-    """METHODS 2 [A3]: from epoch 32 on, the 10-epoch mean fell by at most 1 % over the last 20 epochs."""
+    """From epoch 32 on, the 10-epoch mean fell by at most 1 % over the last 20 epochs.
+
+    1 % over 20 epochs is ARENA's rule (Baklouti et al. 2025, sec. 3.1), mean and first epoch are FSEFT's (main_fseft.py).
+    """
     if len(losses) < FIRST_STOP_TEST:
         return False
     before, now = smoothed(losses, len(losses) - STOP_PERIOD), smoothed(losses)

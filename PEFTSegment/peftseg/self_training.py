@@ -1,6 +1,7 @@
-"""Self-training without labels: the network's own result teaches its encoder, through the early head (METHODS 3.5).
+"""Self-training without labels: the network's own result teaches its encoder, through the early head.
 
-The loss compares early logits with pseudo-labels. Published, these are not detached, so that they move, too; here they
+After Aleem et al. 2024 (sec. 3.3) and their code (adaptation.py), who follow UDAS (Sheikh and Schultz 2022). The loss
+compares early logits with pseudo-labels. Published, these are not detached, so that they move, too; here they
 are taken as given unless asked otherwise. Own loop beside `optimise.fit`, which needs labels and has another schedule; its
 promises are the same: cancel, stop and keep, checkpoints that continue bit by bit, a retry after a loss that is not finite.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from peftseg.preprocess import Prepared, prepare
 from peftseg.site_attach import early_to_state
 from peftseg.site_checks import mixed_sites, modality_warnings
 from peftseg.site_layers import statistics_of
+from peftseg.site_matching import Match, match_grey_values
 from peftseg.site_options import SITE, check_site_options, planned_epochs
 from peftseg.site_statistics import ScanStatistics, site_record
 from peftseg.site_training import SiteAdapted, SiteSetting, adapt_site
@@ -43,9 +45,10 @@ def run_site_adapt(job: SiteAdaptJob, reporter: Reporter) -> dict[str, Any]:
     -------
     dict
         "adapter" (path, or None where the gate refused it), "verdict" ("status", "reasons", "facts"), "name", "preset",
-        "scans", "epochs", "seconds", "loss" and "agreement" (of the last epoch, or None), "trained_share", "ranks",
-        "recalibrated" (number of layers), "early_head" ("level", "fitted"; None without), "hash", "version", "ref" and
-        "path" (as in `train.save_result`; None where nothing was written).
+        "scans", "grey_values" (a sentence about their matching, or ""), "epochs", "seconds", "loss" and "agreement" (of
+        the last epoch, or None), "trained_share", "ranks", "recalibrated" (number of layers), "early_head" ("level",
+        "fitted"; None without), "hash", "version", "ref" and "path" (as in `train.save_result`; None where nothing was
+        written).
 
     Raises
     ------
@@ -65,12 +68,15 @@ def run_site_adapt(job: SiteAdaptJob, reporter: Reporter) -> dict[str, Any]:
     network, anatomy = load_base(entry)
     scans, statistics = _read(job, entry, network, anatomy, device, reporter)
     _warn(entry, statistics, reporter)
+    setting = SiteSetting(
+        entry, options, job.epochs or planned_epochs(options), device, job.seed, job.precision, deadline_s=None
+    )
+    match = match_grey_values(setting, network, anatomy, scans, statistics, reporter)
     left = job.budget_minutes * 60 - (time.monotonic() - started) if job.budget_minutes else None
-    epochs = job.epochs or planned_epochs(options)
-    setting = SiteSetting(entry, options, epochs, device, job.seed, job.precision, left)
-    adapted = adapt_site(setting, network, anatomy, scans, reporter)
+    setting = replace(setting, deadline_s=left)
+    adapted = adapt_site(setting, network, anatomy, match.scans, reporter, scans if match.curve else None)
     seconds = round(time.monotonic() - started, 1)
-    recipe = _recipe(job, entry, name, adapted, site_record(statistics), seconds)
+    recipe = _recipe(job, entry, name, adapted, match, seconds)
     reporter.check()
     kept = adapted.verdict.status != REFUSED or job.keep_refused
     saved: dict[str, Any] = dict.fromkeys(("hash", "version", "ref", "path"))
@@ -82,6 +88,7 @@ def run_site_adapt(job: SiteAdaptJob, reporter: Reporter) -> dict[str, Any]:
         "name": name,
         "preset": job.preset,
         "scans": len(scans),
+        "grey_values": match.words,
         "epochs": len(adapted.history.losses),
         "seconds": seconds,
         "loss": _last(adapted.history.losses),
@@ -162,15 +169,16 @@ def _last(values: Sequence[float | None]) -> float | None:
 
 
 def _recipe(
-    job: SiteAdaptJob, entry: ModelEntry, name: str, adapted: SiteAdapted, site: dict[str, Any], seconds: float
+    job: SiteAdaptJob, entry: ModelEntry, name: str, adapted: SiteAdapted, match: Match, seconds: float
 ) -> Recipe:
-    """The adapter's recipe: the base's own structures, preprocessing and windows."""
-    history = adapted.history
+    """The adapter's recipe: the base's own structures and windows, and its preprocessing with the curve of the match."""
+    history, site = adapted.history, site_record(match.statistics)
     record = {
         "gate": verdict_record(adapted.verdict),
         "site": site,
         "unlabelled_scans": site["scans"],
         "preset": job.preset,
+        "recipe_changes": [match.words] if match.curve else [],
         "epochs": len(history.losses),
         "best_epoch": history.best_epoch + 1,
         "stopped": history.stopped or "all epochs done",
@@ -201,7 +209,7 @@ def _recipe(
         network=entry.network,
         structures=entry.structures,
         activation=entry.activation,
-        preprocessing=entry.preprocessing,
+        preprocessing=match.preprocessing,
         window=entry.window,
         overlap=entry.overlap,
         record=record,

@@ -1,6 +1,7 @@
 """What adaptation without labels may change of a network: low-rank changes or weights of its encoder, and running statistics.
 
-The base's head stays, and the normalisation behind it, too (METHODS 3.1); the other methods replace the head.
+The base's head stays, and the normalisation behind it, too (ConvLoRA's published U-Net ends with one); the other methods
+replace the head.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Batches of unlabelled scans: parts that cover the scans, mixed over all of them, the same in every run of one seed.
 
-Of a network of slices a part is a slice, and a step takes 32 of them (METHODS 3.5); of a network of volumes it is a
+Of a network of slices a part is a slice, and a step takes 32 of them (as in ConvLoRA's code); of a network of volumes it is a
 window. Scans are not augmented. The parts of all scans are pooled: in the statistics of normalisation a scan counts by the
 number of its parts, which of volumes are at most `MOST_VOLUMES` an epoch.
 """

@@ -1,4 +1,4 @@
-"""Pseudo-labels, and the loss that compares early logits with them (METHODS 3.5)."""
+"""Pseudo-labels, and the loss that compares early logits with them (Aleem et al. 2024, sec. 3.3; the loss as in deep_pipe)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options and presets of adaptation without labels (`peftseg site-adapt`; METHODS 3). Torch-free.
+"""Options and presets of adaptation without labels (`peftseg site-adapt`). Torch-free.
 
 The defaults are the sound variants, the presets `published`, `udas`, `udas_convlora` and `self_training` the lines of the
 paper's Table 1 (Aleem et al., "ConvLoRA and AdaBN based domain adaptation via self-training") as its code runs them.
@@ -14,12 +14,19 @@ from peftseg.errors import BadInput, unknown_name
 
 SITE = "site"  # the `method` of a site adapter
 EARLY_LEVEL = 1  # of a head that is fitted where the base has none
-DEFAULT_PRESET = "convlora_adabn"
+DEFAULT_PRESET = "matched"
 DEFAULT_EPOCHS = 5
 UDAS_EPOCHS = 50  # at most: it stops when the agreement stands still
 _BEFORE, _AFTER = ("before", "both"), ("after", "both")
 
 SITE_OPTIONS: tuple[Option, ...] = (
+    Option(
+        "grey_values",
+        "auto",
+        "Whether a curve brings the site's grey values to those that the model learnt from: as_they_are, matched, or auto "
+        "(where they differ, and the model's own results get no worse by it).",
+        choices=("as_they_are", "matched", "auto"),
+    ),
     Option(
         "train",
         "convlora",
@@ -108,7 +115,9 @@ SITE_OPTIONS: tuple[Option, ...] = (
     Option("lr_body", 1e-4, "Learning rate of weights that are trained themselves.", minimum=0.0),
 )
 
+_AS_THEY_ARE: dict[str, Any] = {"grey_values": "as_they_are"}
 _PUBLISHED: dict[str, Any] = {
+    **_AS_THEY_ARE,
     "form": "loralib",
     "train_norm": True,
     "bn_mode": "batch",
@@ -117,9 +126,11 @@ _PUBLISHED: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     DEFAULT_PRESET: {},
-    "convlora": {"adabn": "none", "bn_mode": "source"},
-    "adabn": {"train": "none", "adabn": "before"},
+    "convlora": {**_AS_THEY_ARE, "adabn": "none", "bn_mode": "source"},
+    "convlora_adabn": _AS_THEY_ARE,
+    "adabn": {**_AS_THEY_ARE, "train": "none", "adabn": "before"},
     "self_training": {
+        **_AS_THEY_ARE,
         "train": "network",
         "through": "final",
         "targets": "hard",
@@ -143,8 +154,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "published": {**_PUBLISHED, "depth": 3, "level": 3, "adabn": "moving"},
 }
 PRESET_TITLES = {
-    DEFAULT_PRESET: "ConvLoRA and recalibrated normalisation (recommended)",
+    DEFAULT_PRESET: "Matched grey values, ConvLoRA and recalibrated normalisation (recommended)",
     "convlora": "ConvLoRA alone",
+    "convlora_adabn": "ConvLoRA and recalibrated normalisation",
     "adabn": "Recalibrated normalisation alone",
     "self_training": "Plain self-training of the whole network",
     "udas": "UDAS: self-training of the first layers, as published",

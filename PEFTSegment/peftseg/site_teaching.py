@@ -1,4 +1,4 @@
-"""Who teaches whom in self-training: the pass that gives pseudo-labels, and the one that learns (METHODS 3.5)."""
+"""Who teaches whom in self-training: the pass that gives pseudo-labels, and the one that learns (Aleem et al. 2024, 3.3)."""
 
 from __future__ import annotations
 

@@ -94,7 +94,12 @@ class SiteAdapted:
 
 
 def adapt_site(
-    setting: SiteSetting, network: nn.Module, anatomy: Anatomy, scans: Sequence[Prepared], reporter: Reporter
+    setting: SiteSetting,
+    network: nn.Module,
+    anatomy: Anatomy,
+    scans: Sequence[Prepared],
+    reporter: Reporter,
+    as_they_are: Sequence[Prepared] | None = None,
 ) -> SiteAdapted:
     """Adapt a base to a site's scans, and judge the outcome.
 
@@ -103,7 +108,10 @@ def adapt_site(
     network, anatomy
         From `weights.load_base`; the network is changed in place.
     scans : sequence of Prepared
-        With the base's preprocessing.
+        With the adapter's preprocessing.
+    as_they_are : sequence of Prepared, optional
+        The same scans with the base's preprocessing, where that is another one: the outcome is judged against the base as
+        it is.
 
     Raises
     ------
@@ -123,12 +131,14 @@ def adapt_site(
     branch = head.branch
     if setting.deadline_s is not None:
         setting = replace(setting, deadline_s=setting.deadline_s - head.seconds)
-    before = _evidence(setting, network, branch, scans, reporter, 0)
+    reporter.progress("gate", 0, 2)
+    before = evidence_of(setting, network, branch, scans if as_they_are is None else as_they_are, reporter)
     attached = attach_site(network, anatomy, options)
     precision = _precision(setting, batches, anatomy)
     history, recalibrated = _train(setting, attached, branch, batches, options, precision, reporter)
     merged = attached.merge()
-    after = _evidence(setting, merged, _same_head(merged, anatomy, branch), scans, reporter, 1)
+    reporter.progress("gate", 1, 2)
+    after = evidence_of(setting, merged, _same_head(merged, anatomy, branch), scans, reporter)
     verdict = judge(before, after, entry.record.get("structure_facts"))
     reporter.progress("gate", 2, 2)
     return SiteAdapted(
@@ -273,16 +283,15 @@ def _same_head(merged: nn.Module, anatomy: Anatomy, branch: EarlyBranch | None) 
     return new
 
 
-def _evidence(
+def evidence_of(
     setting: SiteSetting,
     network: nn.Module,
     branch: EarlyBranch | None,
     scans: Sequence[Prepared],
     reporter: Reporter,
-    step: int,
 ) -> Evidence:
+    """What the gate looks at of some of the scans; the network, on `branch` where there is one, stays on the device."""
     entry = setting.entry
-    reporter.progress("gate", step, 2)
     evidence = collect_evidence(
         network,
         branch,

@@ -37,6 +37,7 @@ PRESETS = {
     "UDAS": "udas",
     "ConvLoRA": "convlora",
     "ConvLoRA + AdaBN": "convlora_adabn",
+    "grey values, ConvLoRA + AdaBN": "matched",
 }
 CANDIDATES = (SOURCE, *PRESETS, UPPER)
 STEPS = 200  # of the upper bound, as in experiment.py

@@ -1,4 +1,4 @@
-"""ARENA: gates, ranks, pruning, against numbers derived by hand (METHODS 2)."""
+"""ARENA: gates, ranks, pruning, against numbers derived by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trained(name: str, mode: str, lam: float, seed: int = 0, rank: int = 4):
 
 
 def test_separate_k_and_v_pairs_of_swin_unetr_have_the_published_count():
-    # METHODS 0 and [A1]: f = 48, r = 8: 46,080 in A and B, 128 gates.
+    # That K and V have factors of their own is our reading of ARENA, sec. 3.1. f = 48, r = 8: 46,080 in A and B, 128 gates.
     network, anatomy = swin_unetr(feature_size=48, blocks=2)
     attached = attach(network, anatomy, "arena", {"rank": 8})
     state = attached.state()
@@ -303,7 +303,7 @@ def ranks_of_toy(mode: str, seed: int, rate: float, steps: int = 500) -> dict[st
 
 
 def test_importance_separates_a_needed_layer_from_an_idle_one_and_the_paper_rule_does_not():
-    # METHODS 2.3 in small form; the paper rule's ranks come from its draw and the number of steps.
+    # A toy of our own with known ranks, 3 and 0; the paper rule's ranks come from its draw and the number of steps.
     for seed, rate in ((0, 3e-3), (1, 1e-2)):
         ranks = ranks_of_toy("importance", seed, rate)
         assert ranks["needed"] >= 3

@@ -20,6 +20,7 @@ from peftseg.errors import BadInput
 from peftseg.gate import ACCEPTED, REFUSED, Verdict
 from peftseg.site_options import (
     DEFAULT_EPOCHS,
+    DEFAULT_PRESET,
     PRESET_TITLES,
     PRESETS,
     SITE_OPTIONS,
@@ -143,7 +144,7 @@ def test_the_list_tells_of_every_preset_and_option_and_needs_nothing_else(capfd)
 def test_what_a_preset_sets_can_be_typed_as_it_is_printed(preset):
     typed_in = parse_options([pair for pair in settings_of(preset).split(", ") if pair])
     assert typed_in == PRESETS[preset]
-    assert check_site_options("convlora_adabn", typed_in) == check_site_options(preset, {})
+    assert check_site_options(DEFAULT_PRESET, typed_in) == check_site_options(preset, {})
 
 
 def test_the_page_has_the_tables_of_the_program():

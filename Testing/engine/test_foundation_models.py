@@ -64,7 +64,7 @@ def network_of(name: str, arguments: dict, rows: int) -> nn.Module:
 
 
 class TestCounts:
-    """METHODS 0."""
+    """Of the networks as built by the code of SuPreM, MONAI and ConvLoRA (Docs/references.md)."""
 
     @pytest.mark.parametrize(("rows", "count"), [(9, 4701033), (17, 4701169), (18, 4701186), (25, 4701305)])
     def test_segresnet(self, rows, count):
@@ -194,7 +194,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], prefix: str = "", contai
     return path
 
 
-# What each public file looks like (METHODS 1.1 to 1.4): the key that holds the tensors, and the prefix.
+# What each public file looks like, by what its authors' code saves: the key that holds the tensors, and the prefix.
 PUBLISHED = {
     "monai-wholebody-ct-1.5mm": (None, ""),
     "monai-wholebody-ct-3mm": (None, ""),

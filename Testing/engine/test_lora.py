@@ -100,7 +100,7 @@ def test_the_loralib_form_refuses_unequal_kernels_by_layer_name():
 
 
 def test_convlora_counts_of_the_published_first_stage_are_reproduced():
-    # METHODS 0 and 3.2: Conv2d(1, 16, 3) and six Conv2d(16, 16, 3) at r = 2, 3,762 values.
+    # Aleem et al. 2024, sec. 4.1: 3,954, 192 of them normalisation. Conv2d(1, 16, 3), six Conv2d(16, 16, 3), r = 2: 3,762.
     convolutions = nn.Sequential(nn.Conv2d(1, 16, 3), *(nn.Conv2d(16, 16, 3) for _ in range(6)))
     network, anatomy = one_layer(convolutions)
     attached = attach(network, anatomy, "lora", {"rank": 2, "form": "loralib"})
@@ -110,7 +110,7 @@ def test_convlora_counts_of_the_published_first_stage_are_reproduced():
 
 @pytest.mark.parametrize(("rank", "expected"), [(8, 606_424), (16, 1_212_848), (64, 4_851_392 - 37 * (27 + 32))])
 def test_thesis_counts_of_the_suprem_unet_are_reproduced(rank, expected):
-    # METHODS 5.2: 0.606 / 1.213 / 4.851 M for all convolutions but head and transposed ones; here the first layer's
+    # The thesis, Table 5.1: 0.6, 1.2, 4.9 M; all convolutions but head and transposed ones. Here the first layer's
     # rank is clipped from 64 to 27, the size of its unfolding.
     encoder = [(1, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512)]
     decoder = [(768, 256), (256, 256), (384, 128), (128, 128), (192, 64), (64, 64)]

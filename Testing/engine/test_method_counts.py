@@ -1,4 +1,8 @@
-"""Published parameter counts of methods, to the last one (METHODS 0, 3.2, 4.2, 5.2, 6)."""
+"""Parameter counts of methods, to the last one, as published or as the published code has them.
+
+ConvLoRA and UDAS: Aleem et al. 2024, sec. 4.1. `fseft`: FSEFT's code. The thesis: Tables 5.1 to 5.4. ARENA, whose text
+gives no count: its sec. 3.1 with separate factors for K and V.
+"""
 
 from __future__ import annotations
 

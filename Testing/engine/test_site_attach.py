@@ -36,7 +36,7 @@ def share(preset: str, **options) -> dict[str, int]:
 
 
 class TestPublishedCounts:
-    """METHODS 0 and 3.3: the paper's numbers, by kind."""
+    """The numbers of Aleem et al. 2024, sec. 4.1 (3,954 and 57,714), by kind, and those of their code in between."""
 
     @pytest.mark.parametrize(
         ("depth", "adapter", "norm"), [(0, 3762, 192), (1, 11058, 576), (2, 25650, 1344), (3, 54834, 2880)]
@@ -139,7 +139,7 @@ def test_only_published_targets_pass_a_gradient_to_the_final_head(targets, moves
     target, weight = pseudo_labels(z, {"targets": targets, "confidence": 0.0}, "sigmoid")
     site_loss(e, target, weight, "sigmoid").backward()
     assert (z.grad is not None) == moves
-    if moves:  # METHODS 3.5: d loss / d z = -e p (1 - p) / N
+    if moves:  # by hand, for the mean of BCE(e, sigmoid(z)): d loss / d z = -e p (1 - p) / N
         p = z.detach().sigmoid()
         torch.testing.assert_close(z.grad, -e.detach() * p * (1 - p) / z.numel())
         torch.testing.assert_close(e.grad, (e.detach().sigmoid() - p) / z.numel())

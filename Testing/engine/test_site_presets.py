@@ -45,7 +45,7 @@ def test_without_statistics_what_only_recalibrates_is_not_offered_and_nothing_tw
     assert presets_for(True) == tuple(PRESETS)
     offered = presets_for(False)
     assert offered[0] == DEFAULT_PRESET == SiteAdaptJob.preset
-    assert set(PRESETS) - set(offered) == {"adabn", "convlora"}
+    assert set(PRESETS) - set(offered) == {"adabn", "convlora_adabn"}
 
 
 def test_the_main_options_are_those_that_change_something():

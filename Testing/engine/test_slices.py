@@ -153,7 +153,10 @@ class TestPlanes:
 
 
 class TestCC359:
-    """METHODS 3.3-6: sagittal, smallest to largest value, square by repeating the edge, never stretched."""
+    """As calgary_campinas_dataset.py of ConvLoRA: sagittal, smallest to largest value, square by repeating the edge.
+
+    Never stretched, though Aleem et al. 2024 (sec. 4) say that slices are resized.
+    """
 
     ENTRY = next(e for e in FOUNDATION_MODELS if e.id == "cc359-unet2d")
 

@@ -1,4 +1,4 @@
-"""SSF: where scale and shift go, and what is said where a normalisation undoes them (METHODS 6.3)."""
+"""SSF: where scale and shift go, and what is said where a normalisation undoes them."""
 
 from __future__ import annotations
 

@@ -207,8 +207,9 @@ def test_every_stage_is_told_in_plain_words(tmp_path):
         task.progress = {"stage": stage, "step": step, "total": total, "eta_s": None, **more} if stage else {}
         return site_words.stage(task, adapt_progress.stage(task))
 
-    assert words()[0] == "Loading the engine..."
+    assert words()[0] == "Starting..."
     assert words("read", 2, 10) == ("Reading the scans: 2 of 10", 2, 10)
+    assert words("match", 1, 2)[0] == "Comparing the brightness with that of scans that the model knows: 1 of 2"
     assert words("early_head", 3, 20)[0] == "Preparing a second opinion of the model on the scans: 3 of 20"
     assert words("recalibrate", 1, 3) == ("Getting used to the grey values: 1 of 3", 1, 3)
     assert words("train", 0, 5) == ("Learning, pass 1 of 5", 0, 5)

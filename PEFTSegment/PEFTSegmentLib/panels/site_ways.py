@@ -48,6 +48,7 @@ class Way:
 def words(preset: str) -> str:
     """A way to adapt in plain words; the engine's title where there are none."""
     said = {
+        "matched": _("Brightness and grey values, then small changes"),
         "convlora_adabn": _("Grey values, then small changes"),
         "convlora": _("Small changes only"),
         "adabn": _("Grey values only (fastest)"),

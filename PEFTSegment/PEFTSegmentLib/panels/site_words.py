@@ -91,6 +91,7 @@ def _working(name: str, step: int, total: int, eta: float | None) -> Words:
         )
     counted = {
         "read": _("Reading the scans: {n} of {total}"),
+        "match": _("Comparing the brightness with that of scans that the model knows: {n} of {total}"),
         "early_head": _("Preparing a second opinion of the model on the scans: {n} of {total}"),
         "recalibrate": _("Getting used to the grey values: {n} of {total}"),
     }

@@ -1,6 +1,6 @@
 """Methods that adapt a network. Importing this package does not import torch; attaching does.
 
-`table` lists the methods; each is one file with one function `attach`.
+`table` lists the methods; each is one file with one function `attach`. What they cite is in Docs/references.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A and B start at random and v at 0; a penalty keeps the rows of A and the columns of B orthonormal, so that v are like
 singular values. The sensitivity |p dL/dp| of each value and its uncertainty are smoothed; a component's score is that of
 its v and the mean over its row of A and its column of B. The number of components that stay falls along a cubic from
-the first to the last rank; all layers share the budget (METHODS 2.5).
+the first to the last rank; all layers share the budget (as in loralib/adalora.py of QingruZhang/AdaLoRA).
 """
 
 from __future__ import annotations

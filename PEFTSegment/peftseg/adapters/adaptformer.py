@@ -1,4 +1,4 @@
-"""AdaptFormer: a bottleneck of linear layers beside the MLP of transformer blocks (Chen et al. 2022; METHODS 2.5)."""
+"""AdaptFormer: a bottleneck of linear layers beside the MLP of transformer blocks (Chen S et al. 2022)."""
 
 from __future__ import annotations
 

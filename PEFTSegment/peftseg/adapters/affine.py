@@ -1,4 +1,4 @@
-"""Affine tuning: scale and shift of normalisation layers (METHODS 2.5 "Affine-LN", 6.1)."""
+"""Affine tuning: scale and shift of normalisation layers (Basu et al. 2024; FSEFT's peft/Affine.py)."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""ARENA: low-rank changes with gates, W0 + B diag(v) A, whose gates are shrunk during training (METHODS 2).
+"""ARENA: low-rank changes with gates, W0 + B diag(v) A, whose gates are shrunk in training (Baklouti et al. 2025).
 
 Three rules for the gates, after each optimiser step with learning rate eta:
 
-- "paper": v <- soft(v - rho dL/dv, eta lam). At rho = 0, as published, v never sees the data: every gate loses
+- "paper": v <- soft(v - rho dL/dv, eta lam) (eqs 5 and 6). At rho = 0, as published, v never sees the data: every gate loses
   lam * (sum of all eta), so the ranks follow from the first draw and the learning rates alone.
-- "sora": v is trained by the optimiser, then v <- soft(v, eta lam).
-- "importance" (default): v is trained by the optimiser; after a warm-up of 10 % of the planned steps
+- "sora": v is trained by the optimiser, then v <- soft(v, eta lam) (Ding et al. 2023).
+- "importance" (default, our choice): v is trained by the optimiser; after a warm-up of 10 % of the planned steps
   v_i <- v_i max(0, 1 - eta lam / s_i) with s_i = |v_i| ||A_i|| ||B_i||, which does not change when v is scaled against
   A and B. A gate at 0 may open again as long as its B_i is not 0.
 """

@@ -207,7 +207,7 @@ class Attached:
         """Trainable tensors that the first steps left without a gradient, by key; empty before the second step.
 
         A bias counts as inert when its gradient is only rounding beside its layer's weight gradient: a normalisation
-        that follows subtracts it again (METHODS 9.8).
+        that follows subtracts it again. The check is our own.
         """
         if self._watched < 2:
             return []

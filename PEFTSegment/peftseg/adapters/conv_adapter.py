@@ -1,9 +1,9 @@
-"""ConvAdapter: a small bottleneck of convolutions beside a convolution or a block (Chen et al. 2024; METHODS 4).
+"""ConvAdapter: a small bottleneck of convolutions beside a convolution or a block (Chen H et al. 2024).
 
-Delta(x) = alpha * Conv1(ReLU(Conv_k(x))), Conv_k in groups (published) or dense (the form that has the thesis's counts),
-Conv1 over one voxel, both with bias. Four schemes: beside a convolution or a block, on its input (parallel) or on its
-output (sequential). Beside a convolution with a normalisation N after it, the sum comes before or after N:
-N(h + Delta(x)) or N(h) + Delta(x); sequential: N(h + Delta(h)) or N(h) + Delta(N(h)).
+Delta(x) = alpha * Conv1(ReLU(Conv_k(x))), Conv_k in groups (published) or dense (the form that has the counts of the
+thesis, Tables 5.3 and 5.4), Conv1 over one voxel, both with bias. Four schemes: beside a convolution or a block, on its
+input (parallel) or on its output (sequential). Beside a convolution with a normalisation N after it, the sum comes before
+or after N: N(h + Delta(x)) or N(h) + Delta(x); sequential: N(h + Delta(h)) or N(h) + Delta(N(h)).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""ConvLoRA: LoRA on the encoder's convolutions as in "ConvLoRA and AdaBN" (Aleem et al. 2024; METHODS 3.2, 3.3)."""
+"""ConvLoRA: LoRA on the encoder's convolutions as in "ConvLoRA and AdaBN" (Aleem et al. 2024, sec. 3.1).
+
+Shapes and first values are those of its code (LoRA/loralib/layers.py), which the paper describes otherwise.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoder tuning: decoder and head are trained outright (METHODS 6.4)."""
+"""Decoder tuning: decoder and head are trained outright (as in the thesis, Tables 5.1 and 5.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter is trained, and running statistics move in train mode (METHODS 2.5, "FT")."""
+"""Full fine-tuning: every parameter is trained, and running statistics move in train mode (FSEFT's "FT")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear probe: the head alone is trained (METHODS 2.5, "LP")."""
+"""Linear probe: the head alone is trained (FSEFT's "LP")."""
 
 from __future__ import annotations
 

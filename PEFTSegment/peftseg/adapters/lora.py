@@ -1,4 +1,4 @@
-"""LoRA on linear layers and convolutions: W0 + alpha / rank * B A (METHODS 5.1; microsoft/LoRA)."""
+"""LoRA on linear layers and convolutions: W0 + alpha / rank * B A (Hu et al. 2022; microsoft/LoRA)."""
 
 from __future__ import annotations
 

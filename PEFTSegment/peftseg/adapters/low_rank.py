@@ -1,7 +1,7 @@
 """Low-rank changes of weights: `W = W0 + scale * B diag(v) A`, composed by `torch.nn.utils.parametrize`.
 
-The *weight* is composed and the layer runs once, so stride, dilation, groups and padding need no attention (METHODS
-5.1; a second low-rank convolution beside the first one loses dilation and padding mode, huggingface/peft issue 3697).
+The *weight* is composed and the layer runs once, so stride, dilation, groups and padding need no attention (a second
+low-rank convolution beside the first one loses dilation and padding mode, huggingface/peft issue 3697).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Design:
         The change is multiplied by alpha / rank asked for (also where a layer's is clipped, so that all have one scale);
         None: by 1.
     form : str
-        "window" or "loralib" (METHODS 5.1); linear and transposed layers have the window form in both.
+        "window" (our choice: B @ A is C_out x C_in k^d) or "loralib" (microsoft/LoRA, issue 115 and pull request 157 for
+        volumes: C_out k^(d-1) x C_in k); linear and transposed layers have the window form in both.
     first : str
         First value of A and B: "kaiming" and 0, "pca" (directions of the weight) and 0, or "normal" for both.
     gates : str or None
@@ -104,7 +105,7 @@ class Factors(nn.Module):
         return change.add_(matrix)
 
     def importance(self) -> torch.Tensor:
-        """|v_i| ||A_i|| ||B_i|| of each component, (inner,), without gradient (METHODS 2.4)."""
+        """|v_i| ||A_i|| ||B_i|| of each component, (inner,), without gradient (our choice, see `arena.py`)."""
         with torch.no_grad():
             size = self.A.norm(dim=1) * self.B.norm(dim=0)
             return size if self.v is None else size * self.v.abs()
@@ -207,7 +208,10 @@ class LowRank(Composed):
 
 @torch.no_grad()
 def _set_to_directions(rows: torch.Tensor, weight: torch.Tensor) -> None:
-    """Set rows of A to the principal directions of a weight (METHODS 5.2); rows beyond their number stay."""
+    """Set rows of A to the principal directions of a weight; rows beyond their number stay.
+
+    The thesis (Table 5.1, "PCA") gives no formula; to centre over the output channels is our choice.
+    """
     count = min(len(rows), len(weight) - 1, weight.shape[1])
     if count > 0:
         directions = torch.linalg.svd(weight - weight.mean(dim=0), full_matrices=False).Vh

@@ -1,4 +1,4 @@
-"""Residual adapter: a convolution over one voxel beside a convolution (Rebuffi et al. 2018; FSEFT's "AdapterCNN", METHODS 2.5).
+"""Residual adapter: a convolution over one voxel beside a convolution (Rebuffi et al. 2018; FSEFT's "AdapterCNN").
 
 Their sum is one convolution whose kernel has the small one added in its middle, so that it is composed (`W0 + middle`),
 runs once, and merges. FSEFT puts it on the way down of the UNet, before the normalisation, without bias.

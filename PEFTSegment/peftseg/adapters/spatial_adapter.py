@@ -1,4 +1,4 @@
-"""Spatial adapter: x + conv(ReLU(conv(x))) on the features before the head (FSEFT; METHODS 2.5 "bb3DAdapter")."""
+"""Spatial adapter: x + conv(ReLU(conv(x))) on the features before the head (FSEFT's "bb3DAdapter", blackbox/Adapter.py)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""SSF: each channel is scaled and shifted, y = gamma x + beta (Lian et al. 2022; METHODS 6.3).
+"""SSF: each channel is scaled and shifted, y = gamma x + beta (Lian et al. 2022).
 
-It is composed into the layer that makes x, so that it costs nothing and merges exactly. By default that is a
+It is composed into the layer that makes x, so that it costs nothing and merges exactly. By default (our choice) that is a
 normalisation: one that follows a convolution subtracts the shift and divides by the scale again. Option after
 "norm_else_conv" takes the convolutions, too, that no normalisation follows, so that no path through the network is left
 out.

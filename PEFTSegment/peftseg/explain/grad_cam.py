@@ -1,4 +1,4 @@
-"""Seg-Grad-CAM in 3D: which voxels of a layer's features speak for a structure (METHODS 7.1).
+"""Seg-Grad-CAM in 3D: which voxels of a layer's features speak for a structure.
 
 Score y = sum of the structure's logits over a set of voxels M; alpha_k = mean over voxels of dy/dA_k for the features A
 of a layer; map = ReLU(sum_k alpha_k A_k), interpolated to the input, smallest to largest value become 0 to 1. After

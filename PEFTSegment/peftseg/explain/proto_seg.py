@@ -1,9 +1,9 @@
-"""ProtoSeg: how well the features of a layer alone tell a structure from the rest (METHODS 7.2), for all layers at once.
+"""ProtoSeg: how well the features of a layer alone tell a structure from the rest, for all layers at once.
 
 With a soft mask p of the structure and features f of a layer: prototypes mu+ = sum f p / sum p and mu- = sum f (1-p) / sum
 (1-p); a voxel belongs to the structure where its features are nearer to mu+. Segmentation Ability (SA) = Dice of that map and
-the labels. After the published method, with two prototypes: one built by the network's own prediction (SA near the output is
-then bounded by that prediction), and as a control one built by the labels.
+the labels. After He et al. 2022 (arXiv:2212.09206; shengfly/ProtoSeg), with two prototypes: one built by the network's own
+prediction (SA near the output is then bounded by that prediction), and, ours, as a control one built by the labels.
 
 The published form keeps all channels of all layers at full resolution. Here instead, with the same result:
 

@@ -1,7 +1,7 @@
 """The text-driven head of the CLIP-Driven Universal Model (Liu et al. 2023), as SuPreM's UNet and SwinUNETR carry it.
 
 Each structure has a text embedding. With the scan's deepest features it makes the weights of three small 1x1x1
-convolutions for that structure, which run on the last features (METHODS 1.4; checked against MrGiovanni/SuPreM,
+convolutions for that structure, which run on the last features (checked against MrGiovanni/SuPreM,
 direct_inference/model/Universal_model.py).
 """
 

@@ -1,7 +1,7 @@
 """SwinUNETR with the patch merging that its weights were trained with.
 
-MONAI 1.5 changed the order in which eight neighbours are joined ("merging"): names and shapes stayed, so that weights
-from before load without a word and give other outputs (METHODS 1.1). The catalogue entry names the order.
+MONAI 1.5 (pull request 8285) changed the order in which eight neighbours are joined ("merging"): names and shapes stayed,
+so that weights from before load without a word and give other outputs. The catalogue entry names the order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The 2D U-Net of ConvLoRA's CC359 experiments (METHODS 3.1; names as in its code).
+"""The 2D U-Net of ConvLoRA's CC359 experiments (aleemsidra/ConvLoRA, models.py; names as there).
 
 It runs on slices: a volume (B, C, H, W, D) is taken apart along its last axis and put together again, so that the
 engine treats it as any other network (`planes.py` says which axis of the scan is the last one).

@@ -1,4 +1,4 @@
-"""SuPreM's 3D U-Net, after Models Genesis (METHODS 1.2; names as in the public checkpoint)."""
+"""SuPreM's 3D U-Net, after Models Genesis (MrGiovanni/SuPreM, model/unet3d.py; names as in its checkpoint)."""
 
 from __future__ import annotations
 
