@@ -85,7 +85,7 @@ class PEFTSegmentWidget(ScriptedLoadableModuleWidget):
             self.main = None
 
     def onReload(self):
-        """Read all files of the module again (developer mode)."""
+        """Read this file and PEFTSegmentLib again (developer mode); what Slicer holds of `peftseg` stays until a restart."""
         import PEFTSegmentLib
 
         PEFTSegmentLib.forget_modules()

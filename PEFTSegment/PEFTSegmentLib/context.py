@@ -149,8 +149,8 @@ class Context:
 
     def close(self) -> None:
         """The module is unloaded: timers and commands end, jobs go on."""
-        self._refresh_timer.stop()
-        self._poll_timer.stop()
         self._listeners.clear()
         self.runner.close()
         self.commands.stop_all()
+        self._refresh_timer.stop()  # at the end: giving up an export starts both once more
+        self._poll_timer.stop()

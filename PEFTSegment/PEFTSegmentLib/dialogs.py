@@ -86,9 +86,10 @@ def show_later(problem: Problem) -> None:
     qt.QTimer.singleShot(0, lambda: show(problem))
 
 
-def ask(text: str, choices: tuple[str, ...], informative: str = "") -> int:
+def ask(text: str, choices: tuple[str, ...], informative: str = "", careful: bool = False) -> int:
     """Ask a question with named buttons; the index of the chosen one, the last one where the dialog is closed.
 
+    The key Enter takes the first choice; with `careful`, for what cannot be undone, the last one.
     In Slicer's testing mode nothing is asked and the last choice counts, which is the one that changes nothing.
     """
     if slicer.app.testingEnabled():
@@ -104,7 +105,7 @@ def ask(text: str, choices: tuple[str, ...], informative: str = "") -> int:
         box.addButton(choice, qt.QMessageBox.RejectRole if number == last else qt.QMessageBox.AcceptRole)
         for number, choice in enumerate(choices)
     ]
-    box.setDefaultButton(buttons[0])
+    box.setDefaultButton(buttons[-1] if careful else buttons[0])
     box.setEscapeButton(buttons[-1])
     box.exec_()
     clicked = box.clickedButton()

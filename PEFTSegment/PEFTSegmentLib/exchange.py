@@ -7,8 +7,9 @@ would freeze Slicer's windows.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,7 +219,9 @@ def require_space(folder: Path, images: Sequence[Image]) -> None:
 def load_segmentation(
     path: Path, name: str, scan: slicer.vtkMRMLScalarVolumeNode | None, facts: dict[str, str]
 ) -> slicer.vtkMRMLSegmentationNode:
-    """Load a result as a new segmentation: geometry of its scan, beside it, outline visible, facts as attributes.
+    """Load a result as a new segmentation: geometry of its scan, beside it, shown as outline, facts as attributes.
+
+    It is hidden where its scan is not in view: it would seem to be of the scan that is.
 
     Parameters
     ----------
@@ -237,7 +240,8 @@ def load_segmentation(
         The file cannot be read.
     """
     try:
-        node = slicer.util.loadSegmentation(str(path), {"name": name})
+        with unlisted():
+            node = slicer.util.loadSegmentation(str(path), {"name": name})
     except RuntimeError as error:
         raise BadInput(
             _("The result {name} cannot be loaded ({error}).").format(name=path.name, error=error),
@@ -254,7 +258,19 @@ def load_segmentation(
     display = node.GetDisplayNode()
     display.SetVisibility2DFill(False)
     display.SetVisibility2DOutline(True)
+    node.SetDisplayVisibility(scan is scans.scan_in_view())
     return node
+
+
+@contextlib.contextmanager
+def unlisted() -> Iterator[None]:
+    """Load files within this that shall not come into Slicer's list of recent files: they go with their job."""
+    manager = slicer.app.coreIOManager()
+    before = manager.blockSignals(True)  # the main window lists what the manager says that it has loaded
+    try:
+        yield
+    finally:
+        manager.blockSignals(before)
 
 
 def facts_of(path: Path) -> dict[str, str]:

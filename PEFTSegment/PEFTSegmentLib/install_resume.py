@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from peftseg.processes import start_time
+
+from . import dialogs
 
 RESUME_KEY = "PEFTSegment/resumeInstall"
 RESUME_DAYS = 7
@@ -54,7 +57,13 @@ def forget_pending() -> None:
 
 
 def restart_and_go_on(pending: Pending | None = None) -> None:
-    """Restart Slicer; where an installation is given, it is offered again afterwards."""
+    """Restart Slicer once the user agrees; where an installation is given, it is offered again afterwards.
+
+    Slicer's own restart asks nothing: what was not saved would be gone.
+    """
+    warning = _("Labels and scenes that are not saved are lost.")
+    if dialogs.ask(_("Restart Slicer now?"), (_("Restart"), _("Cancel")), warning, careful=True) != 0:
+        return
     if pending is not None:
         remember_pending(pending)
     slicer.util.restart()

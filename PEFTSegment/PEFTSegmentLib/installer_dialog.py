@@ -53,6 +53,7 @@ class InstallDialog(qt.QDialog):
         self.state, self.plan, self.installation = state, None, None
         self._on_done, self._planner, self._starter = on_done, planner, starter
         self._offered_again = pending is not None
+        self._base_python: str | None = None  # looking for one starts several interpreters: once is enough
         self.windowTitle = _("Install what PEFTSegment needs")
         self._build()
         self._take_over(pending or Pending())
@@ -137,6 +138,7 @@ class InstallDialog(qt.QDialog):
         for radio in (self.separateRadio, self.cudaRadio, self.cpuRadio, self.offlineBox):
             radio.toggled.connect(self._choice_changed)
         self.folderEdit.currentPathChanged.connect(self._choice_changed)
+        self.folderEdit.validInputChanged.connect(self._validity_changed)
         self.agreeBox.toggled.connect(self._agreement_changed)
         self.fillButton.clicked.connect(self.show_how_to_fill)
         self.copyButton.clicked.connect(self.copy_log)
@@ -163,7 +165,10 @@ class InstallDialog(qt.QDialog):
             problem = _("Choose the folder of packages.")
         else:
             try:
-                self.plan = self._planner(self.state, chosen.wheels_folder, chosen.isolated, chosen.torch_by)
+                self.plan = self._planner(
+                    self.state, chosen.wheels_folder, chosen.isolated, chosen.torch_by, self._base_python
+                )
+                self._base_python = self.plan.base_python or self._base_python
             except BadInput as error:
                 problem = str(error)
         if self.plan is not None and self.plan.question and not self._offered_again:
@@ -211,6 +216,10 @@ class InstallDialog(qt.QDialog):
 
     def _choice_changed(self, _value=None) -> None:
         self.update_plan()
+
+    def _validity_changed(self, valid: bool) -> None:
+        if not valid:  # of an emptied field, CTK tells no change of the path
+            self.update_plan()
 
     def _agreement_changed(self, _value=None) -> None:
         self._enable_install()

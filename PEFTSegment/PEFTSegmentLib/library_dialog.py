@@ -243,7 +243,7 @@ class LibraryDialog:
         row = self._row()
         question = _("Remove the adapter {name} from your library?").format(name=row["ref"])
         warning = _("Its file is deleted. This cannot be undone; export it first if you may need it again.")
-        if dialogs.ask(question, (_("Remove"), _("Cancel")), warning) != 0:
+        if dialogs.ask(question, (_("Remove"), _("Cancel")), warning, careful=True) != 0:
             return
         with self._telling(_("The adapter was not removed.")):
             library.remove_adapter(row["ref"])

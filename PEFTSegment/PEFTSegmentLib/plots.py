@@ -86,7 +86,9 @@ class CurvePlot:
     layout : QLayout
         Takes the plot view.
     owner : callable
-        Gives a node of the scene; it owns the view node, so that Slicer's layout manager leaves it alone.
+        Gives a node of the scene; it owns the view node, so that Slicer's layout manager makes no second view for it
+        when it is added. At the end of a batch or of a scene it makes one all the same, hidden, for each view node that
+        is there then; so none is left in a scene that closes, and `show` sets the chart of ours each time.
     """
 
     def __init__(self, layout, owner: Callable[[], slicer.vtkMRMLNode]) -> None:
@@ -112,8 +114,8 @@ class CurvePlot:
         self._widget.setMRMLPlotViewNode(view)
 
     def forget(self) -> None:
-        """The scene closes: its end resets the nodes, so they are filled anew when they are shown again."""
-        self._shown = None
+        """The scene closes: its end would reset the nodes, so they go with it, and are made anew when they are shown."""
+        self.remove()
 
     def remove(self) -> None:
         """Take all nodes out of the scene; the widget goes with its parent."""
@@ -149,7 +151,6 @@ class CurvePlot:
             made.SetSaveWithScene(False)
             if kind == VIEW:
                 made.SetAndObserveParentLayoutNodeID(self._owner().GetID())
-                made.SetDoPropagatePlotChartSelection(False)
             found = slicer.mrmlScene.AddNode(made)
         return found
 
@@ -176,6 +177,7 @@ class CurvePlot:
             self._chart(kind, title, series)
         view = self._ensure(VIEW, "View")
         view.SetAndObserveParentLayoutNodeID(self._owner().GetID())
+        view.SetDoPropagatePlotChartSelection(False)  # set anew, as the owner is: a scene's end resets its nodes
         self._shown = (curves, curves.taken_back)
 
     def _series(self, name: str, column: str, label: str, colour: Sequence[float]) -> slicer.vtkMRMLNode:

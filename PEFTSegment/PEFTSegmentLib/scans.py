@@ -193,16 +193,48 @@ def place_beside(node: slicer.vtkMRMLNode, volume: slicer.vtkMRMLVolumeNode) -> 
 
 def scan_in_view() -> slicer.vtkMRMLScalarVolumeNode | None:
     """The scan in the background of the slice views, None where there is none that can be used."""
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+    for composite in shown_composites():
         volume = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
         if volume is not None and not reason_against(volume):
             return volume
     return None
 
 
+def shown_composites() -> list[slicer.vtkMRMLSliceCompositeNode]:
+    """What the slice views of the present layout hold; of all slice views where the layout has none.
+
+    Views of other layouts keep their volumes, unseen.
+    """
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    views = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    names = {view.GetLayoutName() for view in views if view.IsMappedInLayout()}
+    return [composite for composite in composites if composite.GetLayoutName() in names] or composites
+
+
+def painting() -> bool:
+    """Whether a tool of a Segment Editor is in use, this module's or another one."""
+    editors = slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode")
+    return any(editor.GetActiveEffectName() for editor in editors)
+
+
+def may_show(volume: slicer.vtkMRMLVolumeNode | None) -> bool:
+    """Whether what has come for a scan can be shown now: the scan is in view, or nothing is, and nobody is painting."""
+    if painting():
+        return False
+    empty = not any(composite.GetBackgroundVolumeID() for composite in shown_composites())
+    return empty or (volume is not None and scan_in_view() is volume)
+
+
 def show_scan(volume: slicer.vtkMRMLVolumeNode, fit: bool = True) -> None:
     """Show a scan in the background of the slice views."""
     slicer.util.setSliceViewerLayers(background=volume, fit=fit)
+
+
+def turn_to(volume: slicer.vtkMRMLVolumeNode) -> None:
+    """The user asks about a scan: show it now, so that what comes later finds it in view; not while somebody paints."""
+    if scan_in_view() is not volume and not painting():
+        show_scan(volume)
+        hide_other_scans(volume)
 
 
 def hide_other_scans(volume: slicer.vtkMRMLVolumeNode) -> None:

@@ -13,8 +13,8 @@ from peftseg.models import Structure
 from . import structures, support
 
 CHOICES = (
-    "model", "scan", "currentRow", "labelled", "adapterName", "siteName", "siteLeftOut", "method", "methodOptions", "minutes",
-    "estimate", "seed", "device", "adapter", "allScans",
+    "model", "scan", "currentRow", "labelled", "adapterName", "siteName", "siteLeftOut", "sitePreset", "siteOptions",
+    "sitePasses", "method", "methodOptions", "minutes", "estimate", "seed", "device", "adapter", "allScans",
 )  # fmt: skip
 
 

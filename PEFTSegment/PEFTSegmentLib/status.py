@@ -168,10 +168,8 @@ class StatusStrip:
     def delete_everything(self) -> None:
         """Delete all that PEFTSegment keeps on this computer, after a question."""
         text = _("Delete all downloaded models, all adapters and all jobs from this computer?")
-        choice = dialogs.ask(
-            text, (_("Delete"), _("Cancel")), _("This cannot be undone. {folder}").format(folder=paths.home())
-        )
-        if choice == 0:
+        warning = _("This cannot be undone. {folder}").format(folder=paths.home())
+        if dialogs.ask(text, (_("Delete"), _("Cancel")), warning, careful=True) == 0:
             paths.delete_everything()
             self.context.models_changed()
 
@@ -214,6 +212,9 @@ class StatusStrip:
             self._examining.stop()
         if self._dialog is not None:
             self._dialog.close()
+            if not self._dialog.running:  # an installation goes on, and tells its window
+                self._dialog.deleteLater()
+            self._dialog = None
 
 
 class JobRow:

@@ -119,7 +119,7 @@ def state_text(study: Study) -> str:
     if study.state == FAILED:
         return _("failed: {reason}").format(reason="; ".join(study.reasons))
     if study.state == LOOK:
-        return _("look: {reasons}").format(reasons="; ".join(study.reasons))
+        return _("please look: {reasons}").format(reasons="; ".join(study.reasons))
     return _("done")
 
 

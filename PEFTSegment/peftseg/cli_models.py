@@ -140,7 +140,7 @@ def _weights(row: dict[str, Any]) -> str:
         return "weights missing"
     if row["download_mb"] is not None:
         return f"{max(row['download_mb'], 1):.0f} MB to download"
-    return "weights to be downloaded" if row["source"]["address"] else "weights to be fetched by hand"
+    return "weights to be downloaded" if row["source"]["address"] else "a weights file to be imported"
 
 
 def _find(name: str) -> ModelEntry:

@@ -2,7 +2,8 @@
 
 `FILE.part` grows beside `FILE`, and `FILE.part.json` says of which version of the file on the server it is a part, so
 that pieces of two versions are never glued together. The proxies that the system or HTTP_PROXY, HTTPS_PROXY and NO_PROXY
-name are used.
+name are used. PEFTSEGMENT_CERT_FILE names certificates to trust beside the usual ones; SSL_CERT_FILE is no way for that in
+Slicer, whose launcher sets it to its own file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from peftseg.paths import owner_only, write_text
 from peftseg.version import __version__
 
 MIRROR_VARIABLE = "PEFTSEGMENT_MIRROR"
+CERTIFICATE_VARIABLE = "PEFTSEGMENT_CERT_FILE"
 BLOCK = 1 << 20  # bytes
 VALIDATORS = ("ETag", "Last-Modified")  # headers that tell one version of a file from another, the better one first
 AGAIN = "Run the same command again: it goes on where it stopped."
@@ -249,7 +251,8 @@ def _ask(source: Source, address: str, done: int, validator: tuple[str, str] | N
         request.add_header("Range", f"bytes={done}-")
         if validator is not None:
             request.add_header("If-Range", validator[1])
-    opener = urllib.request.build_opener(_Redirects(secure=urlsplit(address).scheme == "https"))
+    secure = urllib.request.HTTPSHandler(context=_trusted())
+    opener = urllib.request.build_opener(_Redirects(secure=urlsplit(address).scheme == "https"), secure)
     try:
         return opener.open(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
@@ -259,6 +262,26 @@ def _ask(source: Source, address: str, done: int, validator: tuple[str, str] | N
         raise _refused(error, source, address) from error
     except (OSError, http.client.HTTPException) as error:
         raise _no_connection(error, source, address, timeout_s) from error
+
+
+def _trusted() -> ssl.SSLContext | None:
+    """What to trust where the user names a certificate file: that beside the usual; None for the usual alone."""
+    path = os.environ.get(CERTIFICATE_VARIABLE)
+    if not path:
+        return None
+    context = ssl.create_default_context()
+    try:
+        content = Path(path).read_bytes()
+        if b"-----BEGIN " in content:
+            context.load_verify_locations(path)
+        else:  # one certificate in binary form, as Windows exports it
+            context.load_verify_locations(cadata=content)
+    except (OSError, ValueError) as error:  # also ssl.SSLError
+        raise BadInput(
+            f"{CERTIFICATE_VARIABLE} is {path}, which is no file of certificates ({_reason(error)}).",
+            "Set it to the certificate of your site's proxy (ask your IT department), or unset it.",
+        ) from error
+    return context
 
 
 def _extent(response: Any, done: int, validator: tuple[str, str] | None) -> tuple[int, int]:
@@ -404,8 +427,8 @@ def _no_connection(error: Exception, source: Source, address: str, timeout_s: fl
     if isinstance(reason, ssl.SSLError):
         return BadInput(
             f"No secure connection to {host} ({_reason(reason)}).",
-            "Where your site's proxy has a certificate of its own, set SSL_CERT_FILE to it (ask your IT department). "
-            f"Or {_by_hand(source, first=False)}",
+            f"Where your site's proxy has a certificate of its own, set {CERTIFICATE_VARIABLE} to its file (ask your IT "
+            f"department), and start the program again. Or {_by_hand(source, first=False)}",
         )
     what = "is not found" if isinstance(reason, socket.gaierror) else "cannot be reached"
     return BadInput(

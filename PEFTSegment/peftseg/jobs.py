@@ -38,7 +38,20 @@ from peftseg.paths import jobs_dir, owner_only, remove_tree, write_text
 
 WORKER = ("-m", "peftseg", "worker")
 MODULE_FOLDER = Path(__file__).resolve().parents[1]
-FOREIGN_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+# What Slicer sets for its own Python, and another interpreter must not get.
+FOREIGN_VARIABLES = (
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONNOUSERSITE",
+    "PIP_REQUIRE_VIRTUALENV",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "QT_PLUGIN_PATH",
+)
+# Of these, what the user had set before; Slicer's launcher keeps it under names with SAVED. Not in the first tuple:
+# Slicer's own certificates are better than none.
+RESTORED_VARIABLES = (*FOREIGN_VARIABLES[2:], "SSL_CERT_FILE")
+SAVED = "APPLAUNCHER_0_"
 KILLED = (-9, 9, 137)  # signal 9, as Popen, a launcher that passes it on, and a shell say it
 JOB_FILE, NOTE_FILE = "job.json", "client.json"
 LOG_TAIL = 2000  # characters of worker.log in a `failed` event
@@ -289,14 +302,20 @@ def delete_scratch() -> None:
 
 
 def worker_environment(python: str) -> dict[str, str]:
-    """Environment of a worker: the package on PYTHONPATH; another interpreter gets nothing else of this Python."""
+    """Environment of a worker: the package on PYTHONPATH; another interpreter gets nothing else of this Python.
+
+    Where Slicer runs this, another interpreter gets what the user had set before Slicer was started.
+    """
     environment = dict(os.environ)
+    environment.pop("ITK_AUTOLOAD_PATH", None)  # plug-ins of Slicer's ITK; SimpleITK brings an ITK of its own
     path = [str(MODULE_FOLDER)]
     if os.path.abspath(python) == os.path.abspath(sys.executable):
         path += [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
     else:
         for name in FOREIGN_VARIABLES:
             environment.pop(name, None)
+        saved = {name: environment.get(SAVED + name) for name in RESTORED_VARIABLES}
+        environment |= {name: value for name, value in saved.items() if value is not None}
     environment["PYTHONPATH"] = os.pathsep.join(path)
     return environment
 

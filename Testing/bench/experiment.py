@@ -2,7 +2,7 @@
 
     python Testing/bench/experiment.py rates     # learning rates of every method, by one rule, from support scans only
     python Testing/bench/experiment.py test      # all methods at 5 shots, five of them at 1, 3 and 10; then `auto`
-    python Testing/bench/experiment.py table     # the tables of Docs/results.md, from the committed rows
+    python Testing/bench/experiment.py table     # the tables of Docs/results/methods.md
 
 Base: `brain-t1`. Tasks: `ixi` (hippocampus, amygdala, 3rd and 4th ventricle are novel to the base; thalamus and putamen are
 not) and `msd` (anterior and posterior hippocampus, novel). Each draw is another support set and seed, the same for all

@@ -210,7 +210,7 @@ def _costs(rows: Rows, references: set[str]) -> str:
         for label in labels
     ]
     heads = [*(key.removeprefix("trained_") for key in SHARE), *(head for _, head, _ in columns)]
-    table = markdown(["method", "trained (of the base)", *heads, "on the front", "thesis score"], body)
+    table = markdown(["method", "trained (of the base)", *heads, "on the front", "score (half Dice, half size)"], body)
     return f"{table}\n\n{_about_counts(rows, facts)}"
 
 

@@ -2,7 +2,7 @@
 
     python Testing/bench/quality.py run      # rows that Docs/results/quality.csv does not hold; about 25 core minutes
     python Testing/bench/quality.py fit      # the weights of quality_score.py, from support scans only
-    python Testing/bench/quality.py table    # the table of Docs/results.md: Spearman and AUROC on the test scans
+    python Testing/bench/quality.py table    # the table of Docs/results/quality.md: Spearman and AUROC on the test scans
 
 Adapters of `brain-t1` (LoRA, its usual options) are trained on draws of five support scans, from hardly trained to fully
 trained (`STEPS`), on both real data sets. Each scores the seven other support scans and the test scans, as they are and as

@@ -1,7 +1,7 @@
 """Adaptation without labels on real scans: how much of the gap to training with labels it closes.
 
     python Testing/bench/site_experiment.py run [--two-d MODELDIR]   # what Docs/results/site_experiment.csv does not hold
-    python Testing/bench/site_experiment.py table                    # the tables of Docs/results.md, from the rows
+    python Testing/bench/site_experiment.py table                    # the tables of Docs/results/site.md, from the rows
 
 Sources: `brain-t1-bn` and, with `--two-d`, the model of `make_models.py brain-t1-2d`. Targets: each made-up shift at
 `STRENGTH` (`ixi`: ten support scans without labels, scored on the test scans), and whole hippocampus on scans of another

@@ -174,6 +174,7 @@ def no_surroundings(monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.delenv("PEFTSEGMENT_MIRROR", raising=False)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("PEFTSEGMENT_CERT_FILE", raising=False)
 
 
 @pytest.fixture
@@ -566,9 +567,39 @@ def secure_site(make_site, certificate) -> Site:
 def test_a_certificate_is_trusted_only_where_the_user_says_so(secure_site, folder, certificate, monkeypatch):
     error = refusal(source_at(secure_site.base), folder)
     assert "No secure connection to 127.0.0.1" in error.message
-    assert "SSL_CERT_FILE" in error.remedy
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert "set PEFTSEGMENT_CERT_FILE" in error.remedy
+    monkeypatch.setenv("PEFTSEGMENT_CERT_FILE", str(certificate))
     assert get(source_at(secure_site.base), folder).read_bytes() == CONTENT
+
+
+def test_a_certificate_in_binary_form_is_trusted_too(secure_site, folder, certificate, monkeypatch, tmp_path):
+    binary = tmp_path / "site.cer"
+    binary.write_bytes(ssl.PEM_cert_to_DER_cert(certificate.read_text().partition("-----BEGIN PRIVATE")[0]))
+    monkeypatch.setenv("PEFTSEGMENT_CERT_FILE", str(binary))
+    assert get(source_at(secure_site.base), folder).read_bytes() == CONTENT
+
+
+def test_the_users_certificates_are_trusted_beside_the_usual_ones(
+    secure_site, folder, certificate, monkeypatch, tmp_path
+):
+    another = tmp_path / "another.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=proxy -keyout {tmp_path}/key -out {another}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    monkeypatch.setenv("PEFTSEGMENT_CERT_FILE", str(another))
+    assert "No secure connection" in refusal(source_at(secure_site.base), folder).message
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # as Slicer's launcher names the usual ones
+    assert get(source_at(secure_site.base), folder).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\n"])
+def test_a_file_that_is_no_certificate_is_named(secure_site, folder, monkeypatch, tmp_path, content):
+    wrong = tmp_path / "wrong.pem"
+    if content is not None:
+        wrong.write_bytes(content)
+    monkeypatch.setenv("PEFTSEGMENT_CERT_FILE", str(wrong))
+    error = refusal(source_at(secure_site.base), folder)
+    assert f"PEFTSEGMENT_CERT_FILE is {wrong}, which is no file of certificates" in error.message
+    assert "IT department" in error.remedy
 
 
 def test_an_encrypted_address_never_leads_to_one_that_is_not(site, secure_site, folder, certificate, monkeypatch):
@@ -728,7 +759,7 @@ def test_the_catalogue_tells_licence_size_and_source(declare, capsys, own_home):
     assert (row["weights_here"], row["download_mb"], row["page"]) == (False, 349.0, PAGE)
     assert (row["acknowledgement"], len(row["structures"])) == ("accepted", 14)
     declare(source=source_at("", address=""))
-    assert "licence accepted; weights to be fetched by hand" in peftseg(capsys)
+    assert "licence accepted; a weights file to be imported" in peftseg(capsys)
     declare(source=source_at("https://models.example"))
     assert "weights to be downloaded" in peftseg(capsys)
     write_model(own_home / "models" / "public-ct", entry)

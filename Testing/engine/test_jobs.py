@@ -405,15 +405,34 @@ def test_another_interpreter_gets_nothing_of_this_ones_python(monkeypatch):
         monkeypatch.setenv(name, "/slicer")
     package = str(jobs.MODULE_FOLDER)
     other = jobs.worker_environment("/opt/other/bin/python")
-    assert {name: other.get(name) for name in jobs.FOREIGN_VARIABLES} == {
-        "PYTHONHOME": None,
-        "PYTHONPATH": package,
-        "LD_LIBRARY_PATH": None,
-        "DYLD_LIBRARY_PATH": None,
-    }
+    assert {name: other[name] for name in jobs.FOREIGN_VARIABLES if name in other} == {"PYTHONPATH": package}
     own = jobs.worker_environment(sys.executable)
     assert own["PYTHONHOME"] == own["LD_LIBRARY_PATH"] == "/slicer"
     assert own["PYTHONPATH"].split(os.pathsep)[0] == package
+
+
+def test_another_interpreter_gets_back_what_the_user_had_set_before_slicer_started(monkeypatch):
+    slicers = {"PYTHONHOME", "PYTHONNOUSERSITE", "PIP_REQUIRE_VIRTUALENV", "LD_LIBRARY_PATH", "QT_PLUGIN_PATH"}
+    assert slicers <= set(jobs.FOREIGN_VARIABLES)
+    for name in (*slicers, "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, "/slicer")
+        monkeypatch.delenv(f"APPLAUNCHER_0_{name}", raising=False)
+    other = jobs.worker_environment("/opt/other/bin/python")
+    assert not slicers & set(other)
+    assert other["SSL_CERT_FILE"] == "/slicer", "the only certificates that there are"
+    for name in ("LD_LIBRARY_PATH", "PIP_REQUIRE_VIRTUALENV", "SSL_CERT_FILE", "PYTHONHOME", "PYTHONPATH"):
+        monkeypatch.setenv(f"APPLAUNCHER_0_{name}", "/user")
+    other = jobs.worker_environment("/opt/other/bin/python")
+    assert other["LD_LIBRARY_PATH"] == other["PIP_REQUIRE_VIRTUALENV"] == other["SSL_CERT_FILE"] == "/user"
+    assert "PYTHONHOME" not in other
+    assert other["PYTHONPATH"] == str(jobs.MODULE_FOLDER)
+    assert jobs.worker_environment(sys.executable)["LD_LIBRARY_PATH"] == "/slicer"
+
+
+@pytest.mark.parametrize("python", [sys.executable, "/opt/other/bin/python"])
+def test_no_worker_gets_the_plug_ins_of_slicers_itk(monkeypatch, python):
+    monkeypatch.setenv("ITK_AUTOLOAD_PATH", "/slicer/ITKFactories")
+    assert "ITK_AUTOLOAD_PATH" not in jobs.worker_environment(python)
 
 
 def test_an_interpreter_that_is_not_there_is_named(tmp_path):

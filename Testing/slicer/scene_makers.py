@@ -61,6 +61,12 @@ def install_tiny_model(home: Path) -> str:
     return "tiny"
 
 
+def pick(selector, node) -> None:
+    """Choose a node in a selector, as a click in its list does; None for no node."""
+    selector.setCurrentNode(node)
+    selector.nodeActivated.emit(node)
+
+
 def module_nodes(kind: str) -> list:
     """The module's own nodes of a class, which are singletons."""
     import slicer

@@ -226,6 +226,7 @@ def test_curves_are_one_set_of_hidden_nodes_that_are_not_saved(bench, pictures, 
     slicer.util.saveScene(str(tmp_path / "scene.mrml"))
     assert "PlotSeries" not in (tmp_path / "scene.mrml").read_text(encoding="utf-8")
     slicer.mrmlScene.Clear(0)
+    assert not any(scene_makers.module_nodes(kind) for kind in kinds), "Slicer makes a second view for what is left"
     bench.look()
     curves[1].add(passes(101))
     plot.show(curves[1], plots.LOSS)
@@ -236,6 +237,40 @@ def test_curves_are_one_set_of_hidden_nodes_that_are_not_saved(bench, pictures, 
     assert view.GetPlotChartNode().GetName() == "Loss"
     plot.remove()
     assert not any(scene_makers.module_nodes(kind) for kind in kinds)
+
+
+def test_a_chart_that_is_chosen_elsewhere_never_replaces_the_curves(host):
+    import qt
+    import slicer
+
+    from PEFTSegmentLib import plots
+
+    window = qt.QWidget()
+    plot = plots.CurvePlot(
+        qt.QVBoxLayout(window), lambda: slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode")
+    )
+    for _scene in range(2):
+        curves = plots.Curves(((BRIGHT, (200, 0, 0)),))
+        curves.add(passes(1))
+        plot.show(curves, plots.LOSS)
+        view = scene_makers.module_nodes("vtkMRMLPlotViewNode")[0]
+        assert not view.GetDoPropagatePlotChartSelection()
+        slicer.mrmlScene.Clear(0)  # without a word to the plot: the nodes are reset, and filled anew
+    plot.remove()
+    window.deleteLater()
+
+
+def test_the_curves_are_looked_at_again_when_they_are_unfolded(bench):
+    looks = []
+    bench.look()
+    bench.context.on_refresh(lambda: looks.append(1))
+    for fold in (bench.ui.curvesBox, bench.section):
+        for collapsed in (True, False):
+            bench.look()
+            looks.clear()
+            fold.collapsed = collapsed
+            bench.look()
+            assert looks
 
 
 def test_the_hosts_plot_view_is_as_strict_as_slicers(host):
@@ -269,7 +304,7 @@ def test_progress_is_told_in_words(bench):
 
     note = {"purpose": "adapt", "scans": ["a", "b", "c"], "estimate": False}
     task = Task(bench.context.resources, note, state="queued")
-    assert adapt_progress.stage(task)[0] == "Loading the engine..."
+    assert adapt_progress.stage(task)[0] == "Starting..."
     task.note["waits"] = True
     assert adapt_progress.stage(task)[0] == "Waiting for another job to end..."
     task.state, task.progress = "running", passes(61)
@@ -282,7 +317,7 @@ def test_progress_is_told_in_words(bench):
     assert text.startswith("Estimating the accuracy: scan 2 of 3, ")
     assert value / maximum == pytest.approx(2.5 / 4, abs=0.01)
     task.progress = {"stage": "choose", "step": 30, "total": 120, "eta_s": 210.0, "trying": "LoRA", "without": 2}
-    assert adapt_progress.stage(task) == ("Trying LoRA without scan 2, 3 min 30 s left", 30, 120)
+    assert adapt_progress.stage(task) == ("Trying out the method, 3 min 30 s left", 30, 120)
     assert adapt_progress.match_now({BRIGHT: 0.912, DARK: None}) == (
         "Match to your own labels (not accuracy): bright ball 0.91"
     )

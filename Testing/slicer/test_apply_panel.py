@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from adapter_makers import store_adapter
 from result_makers import add_result
-from scene_makers import BRIGHT, add_scan, balls
+from scene_makers import BRIGHT, add_scan, balls, pick
 
+MODULE = Path(__file__).resolve().parents[2] / "PEFTSegment" / "PEFTSegment.py"
 NAME = "bright balls, site Ä"
 
 
@@ -112,7 +114,7 @@ def apply_to(scan, panel, module, host, pictures):
     assert panel.section.text == "4 Apply - 1 result, 1 to look at"
     table = ui.resultsTable
     assert table.item(0, 1).text() == BRIGHT
-    assert table.item(0, 3).text().startswith("look: ")
+    assert table.item(0, 3).text().startswith("please look: ")
     assert results.content(node)[1] == pytest.approx({BRIGHT: float(table.item(0, 2).text())}, abs=0.01)
     host.slice_picture(pictures / "apply_slice.png")
     return node
@@ -202,7 +204,7 @@ def test_all_scans_that_can_be_used_are_segmented_one_that_cannot_is_named(panel
     bad = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty one")
     choose(panel, host)
     ui = panel.ui
-    ui.scanSelector.setCurrentNode(bad)
+    pick(ui.scanSelector, bad)
     host.process_events(80)
     assert ui.targetLabel.text == "empty one is empty"
     assert ui.applyButton.toolTip == "<p>empty one is empty</p>"
@@ -225,7 +227,7 @@ def test_all_scans_that_can_be_used_are_segmented_one_that_cannot_is_named(panel
     slicer.mrmlScene.RemoveNode(scans[0])
     slicer.mrmlScene.RemoveNode(vector)
     host.wait_for(lambda: not ui.offerFrame.isHidden(), 60, "the offer")
-    assert "no longer loaded: 1 x" in ui.offerLabel.text
+    assert f"1 result of {NAME}, version 1 is ready; its scan is no longer loaded." == ui.offerLabel.text
 
 
 def test_a_scene_closed_meanwhile_loses_nothing(panel, module, host, pictures):
@@ -238,7 +240,7 @@ def test_a_scene_closed_meanwhile_loses_nothing(panel, module, host, pictures):
     slicer.mrmlScene.Clear(0)
     other = in_view(2, "Another patient")
     host.wait_for(lambda: not panel.ui.offerFrame.isHidden(), 60, "the offer")
-    assert panel.ui.offerLabel.text == f"Ready, but the scans are no longer loaded: 1 x {NAME}, version 1."
+    assert panel.ui.offerLabel.text == f"1 result of {NAME}, version 1 is ready; its scan is no longer loaded."
     assert not found()
     look(host, module, pictures, "apply_offer")
     panel.ui.offerLoadButton.click()
@@ -271,7 +273,7 @@ def test_results_of_an_earlier_session_are_offered_and_a_failure_is_told(panel, 
     host.load_module(host_module_path())
     again = host.show_module("PEFTSegment").main.panel(ApplyPanel)
     host.wait_for(lambda: not again.ui.offerFrame.isHidden(), 20, "the offer")
-    assert "Ready from an earlier session" in again.ui.offerLabel.text
+    assert "is ready, from an earlier session" in again.ui.offerLabel.text
     again.ui.offerLoadButton.click()
     host.wait_for(found, 20, "the result")
     assert found()[0].GetName() == f"Scan 1 - {NAME} (draft)"
@@ -392,3 +394,26 @@ def test_a_scene_saved_during_a_comparison_comes_back_as_usual(panel, module, ho
     assert slicer.app.layoutManager().layout != LAYOUT
     assert [node.GetDisplayNode().GetViewNodeIDs() for node in found()] == [(), ()]
     assert panel.section.text == "4 Apply - 2 results"
+
+
+def test_a_scene_saved_during_a_comparison_and_loaded_before_the_module_is_opened_is_put_right(
+    panel, module, host, tmp_path
+):
+    import slicer
+
+    from PEFTSegmentLib.compare_views import LAYOUT
+
+    scan = in_view(1, "CT_1")
+    for name in ("a", "b"):
+        add_result(tmp_path, scan, balls(1)[1], name=name)
+    host.process_events(80)
+    panel.ui.compareButton.click()
+    slicer.util.saveScene(str(tmp_path / "meanwhile.mrb"))
+    slicer.mrmlScene.Clear(0)
+    host.unload_module("PEFTSegment")
+    slicer.util.loadScene(str(tmp_path / "meanwhile.mrb"))
+    assert slicer.app.layoutManager().layout == LAYOUT
+    host.load_module(MODULE)
+    host.show_module("PEFTSegment")
+    assert slicer.app.layoutManager().layout != LAYOUT
+    assert [node.GetDisplayNode().GetViewNodeIDs() for node in found()] == [(), ()]

@@ -95,7 +95,7 @@ def test_a_folder_is_one_job_with_a_table_and_only_the_results_asked_for_are_loa
     assert panel.many_studies.task().state == "finished"
     host.dialogs.shown.clear()
     states = [state.split(":")[0] for _name, _doubt, state in cells(panel)]
-    assert sorted(states, key=["look", "failed", "done"].index) == states
+    assert sorted(states, key=["please look", "failed", "done"].index) == states
     assert states.count("failed") == 1
     assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")  # nothing is loaded unasked
     assert "failed" in ui.studiesLabel.text
@@ -320,7 +320,7 @@ def test_a_manifest_is_followed_line_by_line_and_the_worst_study_comes_first(hos
     planned = [(key, key) for key in "abcdef"]
     found = studies.listed(reader.lines, planned, True, {"f": "Müller"})
     assert [study.name for study in found] == ["e", "c", "b", "d", "a", "Müller"]
-    assert studies.state_text(found[0]) == f"look: {BRIGHT}: has no voxels"
+    assert studies.state_text(found[0]) == f"please look: {BRIGHT}: has no voxels"
     assert [studies.state_text(study) for study in found[2:]] == ["failed: No.", "done", "done", "waiting"]
     assert studies.doubt_text(found[0]) == "90 %"
     assert studies.counts(found, 8) == "4 of 8 done, 2 to look at, 1 failed"

@@ -221,6 +221,13 @@ def test_a_scene_that_is_added_to_a_session_joins_it_and_replaces_nothing(saved,
     assert module.main.sections[1].text == "2 Support scans - 5 of 5 ready"
 
 
+def test_every_choice_of_a_session_is_kept_when_a_scene_is_added(host):
+    from PEFTSegmentLib.scene_import import CHOICES
+    from PEFTSegmentLib.state import ModuleState
+
+    assert {*CHOICES, "structures", "support"} == set(ModuleState.__annotations__)
+
+
 # volumes that are no scans
 
 

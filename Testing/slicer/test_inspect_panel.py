@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from adapter_makers import make_adapter, store_adapter
-from scene_makers import BRIGHT, DARK, add_labelled_scan, add_scan, balls
+from scene_makers import BRIGHT, DARK, add_labelled_scan, add_scan, balls, pick
 
 NAME = "bright balls, site Ä"
 PATIENCE = 240  # seconds for what other processes do; the machine may be busy
@@ -282,15 +282,15 @@ def proto_seg_with_labels(panel, module, host, pictures, scan) -> None:
     labels.CreateDefaultDisplayNodes()
     labels.SetAndObserveTransformNodeID(scan.GetTransformNodeID())
     labels.SetReferenceImageGeometryParameterFromVolumeNode(scan)
-    ui.labelsSelector.setCurrentNode(labels)
+    pick(ui.labelsSelector, labels)
     host.process_events(80)
     assert "nothing painted that is called 'bright ball'" in ui.stateLabel.text
     assert not ui.showButton.enabled
     segment_id = labels.GetSegmentation().AddEmptySegment("", BRIGHT)
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, labels, segment_id, scan)
-    ui.labelsSelector.setCurrentNode(None)
+    pick(ui.labelsSelector, None)
     module.main.context.support.add(scan, labels)
-    ui.scanSelector.setCurrentNode(None)
+    pick(ui.scanSelector, None)
     host.process_events(80)
     assert ui.labelsSelector.currentNode() is labels  # of the support scan
     first = module.main.context.runner.tasks[0].folder

@@ -397,6 +397,7 @@ def test_an_installation_goes_on_after_the_restart_and_not_before(host, lib, mon
 
     assert lib.installer.pending_after_restart() is None
     chosen = lib.installer.Pending(isolated=False, wheels_folder="/wheels", torch_by="cpu")
+    host.dialogs.expect("Restart")
     lib.installer.restart_and_go_on(chosen)
     assert host.restarts == ["restart"]
     assert lib.installer.pending_after_restart() is None, "this is still the session before the restart"
@@ -405,6 +406,21 @@ def test_an_installation_goes_on_after_the_restart_and_not_before(host, lib, mon
     outcome, _lines, _steps = run(host, lib, own_plan(lib, "einops"))
     assert outcome.kind == "finished"
     assert lib.installer.pending_after_restart() is None, "what was installed is not offered again"
+
+
+def test_a_restart_says_that_unsaved_work_is_lost_and_enter_does_not_agree_to_it(host, lib, monkeypatch):
+    from PEFTSegmentLib import install_resume
+
+    def look(box) -> str:
+        assert box.defaultButton().text == "Cancel"
+        return "Cancel"
+
+    host.dialogs.expect(look)
+    lib.installer.restart_and_go_on(lib.installer.Pending())
+    assert "not saved are lost" in host.dialogs.shown[0].informative
+    assert host.restarts == []
+    monkeypatch.setattr(install_resume, "_session", lambda: "another")
+    assert lib.installer.pending_after_restart() is None, "what was called off is not gone on with"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"isolated": true}', '"x"'])
@@ -549,6 +565,30 @@ def test_the_dialog_says_what_a_folder_lacks_and_how_to_fill_it(host, dialog_of,
     assert dialog.installButton.enabled
 
 
+def test_a_folder_that_is_taken_back_is_not_installed_from(host, dialog_of, tmp_path):
+    dialog = dialog_of()
+    dialog.offlineBox.click()
+    dialog.folderEdit.currentPath = str(make_all_wheels(tmp_path / "wheels"))
+    assert dialog.installButton.enabled
+    dialog.folderEdit.currentPath = ""
+    assert not dialog.installButton.enabled
+    assert dialog.plan is None
+    assert "Choose the folder" in dialog.planLabel.text
+
+
+def test_the_python_for_a_separate_environment_is_looked_for_once(host, dialog_of, monkeypatch):
+    from PEFTSegmentLib import install_plan
+
+    looks = []
+    monkeypatch.setattr(install_plan, "find_base_python", lambda: looks.append(1) or sys.executable)
+    dialog = dialog_of()
+    dialog.separateRadio.click()
+    for radio in (dialog.cpuRadio, dialog.cudaRadio, dialog.ownRadio, dialog.separateRadio):
+        radio.click()
+    assert dialog.plan.base_python == sys.executable
+    assert len(looks) == 1
+
+
 def test_a_restart_by_the_extensions_manager_offers_the_installation_once_more(host, dialog_of, lib, monkeypatch):
     from PEFTSegmentLib import install_resume
 
@@ -573,6 +613,28 @@ def test_an_installation_whose_window_was_closed_is_shown_again_and_no_second_on
     first.installation = None
     strip.install()
     assert strip._dialog is not first
+
+
+def test_the_window_of_an_installation_goes_with_the_module_unless_it_installs(module, host):
+    import slicer
+
+    def windows() -> list:
+        host.process_events(50)
+        return [w for w in slicer.app.topLevelWidgets() if w.windowTitle == "Install what PEFTSegment needs"]
+
+    before = len(windows())
+    module.main.strip.install()
+    assert len(windows()) == before + 1
+    module.onReload()
+    assert len(windows()) == before
+    strip = slicer.modules.PEFTSegmentWidget.main.strip
+    host.wait_for(lambda: strip.examined, 30)
+    strip.install()
+    installing = strip._dialog
+    installing.installation = types.SimpleNamespace(running=True)
+    slicer.modules.PEFTSegmentWidget.onReload()
+    assert len(windows()) == before + 1
+    installing.deleteLater()
 
 
 def test_the_dialog_names_another_interpreter(host, dialog_of, lib, python):

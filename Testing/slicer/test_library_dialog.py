@@ -89,6 +89,13 @@ def test_the_search_field_hides_what_does_not_fit(library):
     assert library.ui.countLabel.text == "3 of 3 adapters"
 
 
+def test_enter_in_the_search_field_presses_no_button(library):
+    """A dialog gives Enter to its default button, and makes the first one that may be it where none is."""
+    buttons = {name: child for name, child in vars(library.ui).items() if name.endswith("Button")}
+    assert len(buttons) == 8
+    assert [name for name, button in buttons.items() if button.autoDefault or button.isDefault()] == []
+
+
 def test_an_adapter_is_renamed_and_step_four_follows(library, host):
     library.context.state.adapter = "Ärzte 心-v1"
     select(library, "Ärzte 心-v1")
@@ -157,7 +164,12 @@ def test_an_adapter_is_imported_and_a_damaged_one_refused(library, host, tmp_pat
 def test_removing_asks_and_the_choice_of_a_removed_adapter_is_gone(library, host):
     library.context.state.adapter = "Ärzte 心-v1"
     select(library, "Ärzte 心-v1")
-    host.dialogs.expect("Cancel", "Remove")
+
+    def look(box) -> str:
+        assert box.defaultButton().text == "Cancel"  # what Enter presses
+        return "Cancel"
+
+    host.dialogs.expect(look, "Remove")
     library.ui.removeButton.click()
     assert len(tops(library)) == 2
     library.ui.removeButton.click()

@@ -174,3 +174,58 @@ def test_the_model_stays_chosen_when_the_module_is_left_and_entered(panel, host,
     slicer.mrmlScene.Clear(False)
     host.process_events(120)
     assert panel.ui.modelCombo.currentIndex == 0
+
+
+@pytest.fixture
+def unasked(module, monkeypatch):
+    """The panel without an engine: commands are noted, and never end."""
+    from PEFTSegmentLib.panels.model import ModelPanel
+
+    asked = []
+    monkeypatch.setattr(module.main.context, "command", lambda arguments, done, title: asked.append(arguments) or title)
+    found = module.main.panel(ModelPanel)
+    monkeypatch.setattr(found, "_show_progress", lambda: None)
+    return found, asked
+
+
+def test_an_import_of_an_nnunet_folder_can_be_given_up_and_says_what_to_choose_when_unsure(unasked, host, tmp_path):
+    panel, asked = unasked
+    (tmp_path / "plans.json").write_text("{}")
+    host.dialogs.expect(str(tmp_path), "Cancel")
+    panel.import_folder_action.trigger()
+    assert asked == []
+    assert "If you are not sure" in host.dialogs.shown[-1].informative
+    host.dialogs.expect(str(tmp_path), "Another source")
+    panel.import_folder_action.trigger()
+    assert asked == [["models", "import", str(tmp_path), "--json"]]
+
+
+def test_nothing_is_deleted_while_a_download_runs(unasked, host):
+    from qt import QMessageBox
+
+    from PEFTSegmentLib.panels.model_details import ModelDetails
+
+    panel, asked = unasked
+    choose(panel, host, "monai-wholebody-ct-1.5mm")
+    panel.download()
+    first = panel._command
+    host.dialogs.expect(QMessageBox.Ok)
+    panel._run(["models", "remove", "x"], "Deleting", "The model's files were not deleted.")
+    assert "is running" in host.dialogs.shown[-1].informative
+    assert len(asked) == 1
+    assert panel._command is first
+    here = panel.context.models()["phantom-ct"]
+    assert not ModelDetails(here, None, "Wait").delete_button.enabled
+
+
+def test_enter_in_a_search_field_ends_no_dialog(module):
+    import slicer
+
+    from PEFTSegmentLib.panels.model_details import ModelDetails
+
+    details = ModelDetails(module.main.context.models()["monai-wholebody-ct-1.5mm"], None)
+    studies = slicer.util.loadUI(str(module.main.context.resources / "UI" / "DicomDialog.ui"))
+    for dialog in (details.dialog, studies):
+        buttons = slicer.util.findChildren(dialog, className="QPushButton")
+        assert len(buttons) > 1
+        assert not any(button.default or button.autoDefault for button in buttons)

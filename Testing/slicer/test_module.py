@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import time
 import weakref
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,32 @@ def test_an_unloaded_module_lets_go_of_everything(host):
     host.process_events(150)
     assert slicer.mrmlScene.GetNumberOfNodes() <= before + 3  # the scan and its display nodes
     assert context() is None or not context()._listeners
+
+
+def test_an_export_that_is_given_up_at_the_end_starts_no_timer_again(module):
+    context = module.main.context
+    context.runner.submit(
+        {"purpose": "none", "title": "slow"}, [(lambda _scratch: time.sleep(0.3),)], lambda *_all: None
+    )
+    context.work_changed()
+    assert context._poll_timer.active
+    module.onReload()
+    assert not context._poll_timer.active
+    assert not context._refresh_timer.active
+
+
+def test_all_that_is_deleted_is_asked_about_and_enter_deletes_nothing(module, host, own_home):
+    def look(box) -> str:
+        assert box.defaultButton().text == "Cancel"
+        return "Cancel"
+
+    (own_home / "models").mkdir(parents=True, exist_ok=True)
+    host.dialogs.expect(look)
+    module.main.strip.delete_everything()
+    assert (own_home / "models").is_dir()
+    host.dialogs.expect("Delete")
+    module.main.strip.delete_everything()
+    assert not (own_home / "models").exists()
 
 
 def test_nothing_heavy_is_imported_into_slicer():

@@ -92,6 +92,7 @@ def test_a_result_carries_name_colour_code_study_and_the_adapters_identity(host,
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "Study 7")
     hierarchy.SetItemParent(hierarchy.GetItemByDataNode(scan), study)
+    slicer.util.setSliceViewerLayers(background=scan)
     node = add_result(tmp_path, scan, MASKS)
     assert node.GetName() == "CT Ärzte 心 - liver, site A (draft)"
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
@@ -277,6 +278,7 @@ def test_two_results_side_by_side_and_back_again(host, tmp_path, pictures):
 
     masks = balls(1)[1]
     scan = scene_makers.add_scan(1, "CT 1")
+    slicer.util.setSliceViewerLayers(background=scan)
     first = add_result(tmp_path, scan, masks)
     moved = {BRIGHT: np.roll(masks[BRIGHT], 2, axis=2), DARK: masks[DARK]}
     second, third = add_result(tmp_path, scan, moved, name="b"), add_result(tmp_path, scan, moved, name="c")

@@ -627,6 +627,122 @@ def test_a_folder_is_loaded_with_progress_after_asking_for_the_names_of_the_valu
     assert "images" in host.dialogs.shown[-1].informative
 
 
+def write_named(folder, number: int, *names: str) -> None:
+    """A scan and a segmentation with named segments, as a folder has them."""
+    from result_makers import write_result
+
+    from PEFTSegmentLib import exchange
+
+    for inner in ("images", "labels"):
+        (folder / inner).mkdir(parents=True, exist_ok=True)
+    scan = add_scan(number)
+    mask = np.zeros((SIZE,) * 3, bool)
+    mask[4:8, 4:8, 4:8] = True
+    exchange.write_image(folder / "images" / f"case {number}.nrrd", exchange.image_of(scan))
+    path = write_result(folder / "made", scan, {name: np.roll(mask, 5 * n, 0) for n, name in enumerate(names)})
+    path.rename(folder / "labels" / f"case {number}.seg.nrrd")
+
+
+def load(panel, host, folder) -> None:
+    panel.loader.start(str(folder))
+    host.wait_for(lambda: not panel.loader.busy, 60, "the end of loading")
+    host.process_events(80)
+
+
+def test_a_name_that_two_files_spell_differently_is_one_structure(panel, host, tmp_path):
+    import slicer
+
+    from PEFTSegmentLib import structures
+
+    write_named(tmp_path, 1, "Liver")
+    write_named(tmp_path, 2, "liver")
+    slicer.mrmlScene.Clear(0)
+    load(panel, host, tmp_path)
+    assert [s.name for s in structures.read(panel.state)] == ["Liver"]
+    assert [row[2:] for row in rows(panel)] == [["ok", "ready"], ["ok", "ready"]]
+
+
+def test_a_name_that_no_structure_can_have_is_told_and_ends_the_loading(panel, host, tmp_path):
+    import qt
+    import slicer
+
+    write_named(tmp_path, 1, "Liver", "liver")
+    slicer.mrmlScene.Clear(0)
+    host.dialogs.expect(qt.QMessageBox.Ok)
+    load(panel, host, tmp_path)
+    host.wait_for(lambda: host.dialogs.shown, 10, "the dialog")
+    assert host.dialogs.shown[0].text == "The folder was not loaded."
+    assert "'liver' already" in host.dialogs.shown[0].informative
+    assert panel.ui.loadingFrame.isHidden()
+    assert panel.ui.addFolderButton.enabled
+
+
+# the open editor
+
+
+def test_the_open_editor_goes_on_with_labels_that_come_from_a_result(panel, host, learn, module, tmp_path):
+    from result_makers import add_result
+    from scene_makers import balls
+
+    from PEFTSegmentLib.panels.apply_correct import correct
+
+    learn(BRIGHT)
+    scan = add_scan(1)
+    click(host, panel.ui.addScansButton)
+    click(host, panel.ui.startButton)
+    before = panel.editor.segmentation
+    host.dialogs.expect("Use the copy of this result")
+    made = correct(panel.context, add_result(tmp_path, scan, balls(1)[1]))
+    host.process_events(120)
+    assert made is not before
+    assert panel.context.support.rows()[0].labels is made
+    assert panel.editor.segmentation is made
+    assert panel.editor.key
+
+
+def test_what_the_user_lets_be_painted_over_stays_chosen_until_the_scene_closes(panel, host, learn, module):
+    import slicer
+
+    from PEFTSegmentLib.panels.support_editor import editor_node
+
+    learn(BRIGHT)
+    add_scan(1)
+    click(host, panel.ui.addScansButton)
+    click(host, panel.ui.startButton)
+    node = editor_node()
+    assert node.GetOverwriteMode() == node.OverwriteNone
+    node.SetOverwriteMode(node.OverwriteAllSegments)
+    slicer.util.selectModule("")
+    slicer.util.selectModule("PEFTSegment")
+    click(host, panel.ui.closeEditorButton)
+    click(host, panel.ui.startButton)
+    assert node.GetOverwriteMode() == node.OverwriteAllSegments
+    slicer.mrmlScene.Clear(0)
+    assert editor_node().GetOverwriteMode() == node.OverwriteNone
+    assert editor_node().GetHideFromEditors()
+
+
+def test_after_a_reload_the_tools_work_at_once(panel, host, learn, module, pictures):
+    """A reload makes the widgets anew and does not say that the module is entered."""
+    from PEFTSegmentLib import structures
+    from PEFTSegmentLib.panels.support_editor import LabelEditor
+
+    learn(BRIGHT)
+    panel.context.support.add(*add_labelled_scan(1))
+    row = panel.context.support.rows()[0]
+    frame = panel.ui.editorFrame
+    window = frame.window()
+    window.show()
+    anew = LabelEditor(frame, panel.ui.editorLabel, frame.layout())
+    anew.open(row, structures.read(panel.state))
+    assert anew.widget._raw.shortcuts
+    anew.close()
+    window.hide()
+    anew.open(row, structures.read(panel.state))
+    assert not anew.widget._raw.shortcuts
+    anew.close()
+
+
 # size
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import scene_makers
 
 WIDTH = 400
 PATIENCE = 900.0
@@ -144,7 +145,7 @@ def apply(steps) -> None:
 
     new = slicer.util.getNode("CT 6")
     ui = steps.open(4)
-    ui.scanSelector.setCurrentNode(new)
+    scene_makers.pick(ui.scanSelector, new)
     steps.look()
     steps.press(ui.applyButton)
     steps.wait(steps.idle, "the result")
@@ -180,7 +181,7 @@ def inspect(steps) -> None:
         steps.host.slice_picture(steps.pictures / "step5-slice.png")
     ui.methodCombo.setCurrentIndex(1)
     ui.structureCombo.setCurrentIndex(ui.structureCombo.findText("aorta"))
-    ui.scanSelector.setCurrentNode(slicer.util.getNode("CT 1"))
+    scene_makers.pick(ui.scanSelector, slicer.util.getNode("CT 1"))
     steps.look()
     assert ui.labelsSelector.currentNode() is not None
     steps.press(ui.showButton)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import types
-from pathlib import Path
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
@@ -234,11 +234,13 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         self._button.clicked.connect(self.browse)
 
     def _changed(self, text: str) -> None:
-        valid = Path(text).exists() if text else False
-        if valid != self._valid:
-            self._valid = valid
-            self.validInputChanged.emit(valid)
-        self.currentPathChanged.emit(text)
+        """CTK asks for a text that suits the filters of names, not for a path that is there; for none, any text does."""
+        endings = re.findall(r"\*\.(\w+)", " ".join(self.nameFilters))
+        before, self._valid = self._valid, bool(text) and (not endings or text.endswith(tuple(endings)))
+        if self._valid:
+            self.currentPathChanged.emit(text)
+        if self._valid != before:
+            self.validInputChanged.emit(self._valid)
 
     def _set_path(self, path: str) -> None:
         if path != self._combo.currentText():

@@ -15,6 +15,12 @@ class CoreIOManager:
 
     def __init__(self, scene, logics: dict):
         self._scene, self._logics = scene, logics
+        self._blocked = False
+        self.recent: list[str] = []  # what the main window puts into its list, by the signal newFileLoaded
+
+    def blockSignals(self, block: bool) -> bool:
+        before, self._blocked = self._blocked, block
+        return before
 
     def fileType(self, path) -> str:
         name = Path(path).name.lower()
@@ -35,6 +41,8 @@ class CoreIOManager:
         if parameters.get("fileName") is None or not isinstance(parameters["fileName"], str):
             raise TypeError("fileName must be a str: Qt cannot convert a Path")
         path = parameters["fileName"]
+        if not self._blocked:
+            self.recent.append(path)  # also of a file that cannot be read
         if not Path(path).exists():
             return self._refuse(messages, f"{path} does not exist")
         if file_type == "SceneFile":

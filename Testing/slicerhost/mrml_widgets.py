@@ -167,12 +167,16 @@ class qMRMLNodeComboBox(_SceneWidget):
             if node not in self._nodes:
                 observe(self, node, vtk.vtkCommand.ModifiedEvent, "_rename")
                 self.nodeAdded.emit(node)
-        self._nodes = nodes
+        before, self._nodes = self._nodes, nodes
         self._fill()
-        wanted = self._current if self._current in nodes else None
-        if wanted is None and not self._options["none"] and nodes:
-            wanted = nodes[0]
-        self.setCurrentNode(wanted)
+        self.setCurrentNode(self._current if self._current in nodes else self._instead(before))
+
+    def _instead(self, before: list):
+        """The current node has gone: Qt's combo box goes to the next row, and says so as if it had been chosen."""
+        nodes, removed = self._nodes, self._current in before and self._current.GetScene() is None
+        if removed and nodes and not (self._scene.IsClosing() or self._scene.IsImporting()):
+            return nodes[min(before.index(self._current), len(nodes) - 1)]
+        return nodes[0] if nodes and not self._options["none"] else None
 
     def _fill(self) -> None:
         self._updating = True

@@ -216,10 +216,10 @@ def summary(found: Support) -> str:
 
 
 def cost(facts: dict[str, Any], device: str) -> str:
-    """ "About 4 min on this GPU, 6.2 GB of 13.1 GB free memory."; "" where a check could not say."""
+    """ "About 4 min on this graphics card, 6.2 GB of 13.1 GB free memory."; "" where a check could not say."""
     if facts.get("seconds") is None:
         return ""
-    where = _("this computer's processor") if device.startswith("cpu") else _("this GPU")
+    where = _("this computer's processor") if device.startswith("cpu") else _("this graphics card")
     return _("About {time} on {where}, {memory:.1f} GB of {free:.1f} GB free memory.").format(
         time=texts.duration(facts["seconds"]), where=where, memory=max(0.1, facts["memory_gb"]), free=facts["free_gb"]
     )

@@ -28,6 +28,8 @@ class CurvesView:
         self.plot = CurvePlot(self.ui.plotLayout, lambda: panel.state.parameterNode)
         self._kinds: tuple[str, ...] = ()
         self.ui.curveBox.connect("currentIndexChanged(int)", self._choose)
+        self.ui.curvesBox.toggled.connect(self._unfolded)
+        panel.section.contentsCollapsed.connect(self._unfolded)
 
     def look(self, task: Task | None) -> None:
         """Show the curves of a task, or nothing."""
@@ -47,8 +49,8 @@ class CurvesView:
         titles = {
             MATCH: _("Match to your own labels"),
             AGREEMENT: _("Agreement with itself"),
-            LOSS: _("Details: loss"),
-            RANK: _("Details: directions still in use (mean rank)"),
+            LOSS: _("Details: error while learning (falls)"),
+            RANK: _("Details: how much of the adapter is in use"),
         }
         kinds = curves.kinds
         if kinds != self._kinds:
@@ -56,6 +58,10 @@ class CurvesView:
             self.ui.curveBox.clear()
             for kind in kinds:
                 self.ui.curveBox.addItem(titles[kind], kind)
+
+    def _unfolded(self, _changed: bool) -> None:
+        """The plot is made only where it is seen."""
+        self._panel.context.refresh()
 
     def _choose(self, index: int) -> None:
         if not self._panel.showing:

@@ -40,11 +40,11 @@ def is_waiting(task: Task) -> bool:
 def stage(task: Task) -> tuple[str, int, int]:
     """What a task does now, and how far it is: text, value and maximum of a progress bar (0: nobody knows)."""
     if task.state == "exporting":
-        return _("Writing the scans for the engine..."), 0, 0
+        return _("Preparing the scans..."), 0, 0
     if is_waiting(task):
         return _("Waiting for another job to end..."), 0, 0
     if task.stopping or not task.progress:
-        return (_("Stopping...") if task.stopping else _("Loading the engine...")), 0, 0
+        return (_("Stopping...") if task.stopping else _("Starting...")), 0, 0
     return _working(task, task.progress)
 
 
@@ -89,9 +89,9 @@ def _learning(task: Task, progress: dict[str, Any]) -> tuple[str, int, int]:
 
 def _trying(progress: dict[str, Any]) -> tuple[str, int, int]:
     """What the method "automatic" does before the training that counts."""
-    text = _("Trying {method} without scan {n}").format(method=progress["trying"], n=progress["without"])
     eta = progress.get("eta_s")
-    text += ", " + texts.time_left(eta) if eta and eta >= 1 else ""
+    text = _("Trying out the method")
+    text = f"{text}, {texts.time_left(eta)}" if eta and eta >= 1 else f"{text}..."
     return text, int(progress["step"]), int(progress["total"])
 
 

@@ -66,7 +66,7 @@ class ApplyPanel(Panel):
         ui.allScansRadio.toggled.connect(lambda on: self._choose_target(on, "", True))
         ui.folderRadio.toggled.connect(lambda on: self._choose_target(on, FOLDER, self.state.allScans))
         ui.dicomRadio.toggled.connect(lambda on: self._choose_target(on, DICOM, self.state.allScans))
-        ui.scanSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._choose_scan)
+        ui.scanSelector.connect("nodeActivated(vtkMRMLNode*)", self._choose_scan)  # only by the user
         ui.applyButton.clicked.connect(self.apply)
         ui.cancelButton.clicked.connect(self.cancel)
         ui.offerLoadButton.clicked.connect(self._take_offer)
@@ -204,8 +204,9 @@ class ApplyPanel(Panel):
             self.context.refresh()
 
     def _choose_scan(self, node) -> None:
-        if not self.showing and node is not None:
-            self.state.scan = node
+        """A scan was chosen, or none: then it is the one in view, which the selector is to say."""
+        self.state.scan = node
+        self.context.refresh()
 
     def _use(self, ref: str) -> None:
         self.state.adapter = ref
@@ -229,9 +230,16 @@ class ApplyPanel(Panel):
                 self.many_studies.begin(self.many.submit(row))
                 return
             volumes = scans.usable_scans() if self.state.allScans else [scans.require_usable(self.scan())]
+            if not self.state.allScans:
+                self._turn_to(volumes[0])
             title = _("Applying {adapter}").format(adapter=adapter_title(row))
             facts = {"name": row["name"], "shown": adapter_title(row)}
             work.segment(self.context, volumes, PURPOSE, title, adapter=row["ref"], facts=facts, quality=QUALITY)
+
+    def _turn_to(self, scan: slicer.vtkMRMLScalarVolumeNode) -> None:
+        if self.comparing.active and scans.scan_in_view() is not scan:
+            self.comparing.leave()
+        scans.turn_to(scan)
 
     def cancel(self) -> None:
         """Stop what runs; what waits goes on."""
@@ -247,11 +255,12 @@ class ApplyPanel(Panel):
         self.jobs.drop_offer()
 
     def _loaded(self, task: Task, node) -> None:
-        """A result has come: it is shown, unless the user looks at another scan or at a comparison."""
+        """A result has come: it is shown, unless the user looks at another scan or at a comparison, or paints."""
         self.table.choose(node)
-        looked_at = len(task.note["scans"]) == 1 or results.scan_of(node) is scans.scan_in_view()
-        if looked_at and not self.comparing.active:
+        if scans.may_show(results.scan_of(node)) and not self.comparing.active:
             results.show(node)
+        else:
+            node.SetDisplayVisibility(False)
         self.context.refresh()
 
     # results

@@ -58,6 +58,7 @@ class Comparing(VTKObservationMixin):
         if self._layout_manager is not None:
             self._layout_manager.layoutChanged.connect(self._layout_changed)
         self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.EndImportEvent, self._scene_imported)
+        repair()  # of a scene that was loaded before the module was first opened
 
     @property
     def active(self) -> bool:
@@ -159,7 +160,8 @@ class Comparing(VTKObservationMixin):
         return {"name": entry.title, "shown": _("{model} as it is").format(model=entry.title)}
 
     def arrived(self, task: Task, second: Node) -> None:
-        """What was computed for a comparison has come: show both, unless the first is gone or has no scan."""
+        """What was computed for a comparison has come: show both, unless the first is gone or has no scan, or the user
+        looks at another scan or paints."""
         first = results.by_token(task.note.get("beside", ""))
         if first is None or results.scan_of(first) is None or results.scan_of(second) is not results.scan_of(first):
             return
@@ -167,7 +169,8 @@ class Comparing(VTKObservationMixin):
         for segment_id in second.GetSegmentation().GetSegmentIDs():
             second.GetDisplayNode().SetSegmentVisibility(segment_id, segment_id in known)
         second.GetDisplayNode().SetVisibility(False)  # in the usual views, after the comparison
-        self._show(first, second)
+        if scans.may_show(results.scan_of(first)):  # otherwise it is listed, and can be chosen to compare with
+            self._show(first, second)
 
     def _show(self, first: Node, second: Node) -> None:
         scan = results.scan_of(first)

@@ -166,13 +166,17 @@ class ResultJobs:
         count = sum(len(pending.records) for pending in waiting)
         lost = sum(scans.scan_of(record["token"]) is None for pending in waiting for record in pending.records)
         names = ", ".join(sorted({str(pending.task.note.get("shown", "")) for pending in waiting}))
-        if lost == 0:
-            return _("Ready from an earlier session: {count} x {name}.").format(count=count, name=names)
-        if lost == count:
-            return _("Ready, but the scans are no longer loaded: {count} x {name}.").format(count=count, name=names)
-        return _("Ready: {count} x {name}; the scans of {lost} are no longer loaded.").format(
-            count=count, name=names, lost=lost
+        ready = (
+            _("1 result of {name} is ready").format(name=names)
+            if count == 1
+            else _("{count} results of {name} are ready").format(count=count, name=names)
         )
+        if lost == 0:
+            return _("{ready}, from an earlier session.").format(ready=ready)
+        if lost == count:
+            gone = _("its scan is no longer loaded") if count == 1 else _("their scans are no longer loaded")
+            return f"{ready}; {gone}."
+        return _("{ready}; the scans of {lost} are no longer loaded.").format(ready=ready, lost=lost)
 
     def take_offer(self) -> None:
         """Load what waits; without a scan where that is gone."""

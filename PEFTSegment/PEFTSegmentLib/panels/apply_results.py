@@ -22,7 +22,7 @@ class ResultTable:
     Parameters
     ----------
     chosen : callable
-        Called with the row that the user clicked.
+        Called with the row that the user clicked, or went to with the arrow keys.
     """
 
     def __init__(self, ui, chosen: Callable[[results.ResultRow], None]) -> None:
@@ -30,15 +30,24 @@ class ResultTable:
         self._key: tuple = ()
         self._rows: list[results.ResultRow] = []
         self._current = ""
+        self._filling = False
         self.results_to_look_at = 0
         table = ui.resultsTable
         table.setColumnCount(4)
         table.setHorizontalHeaderLabels([_("Scan"), _("Structure"), _("Volume (ml)"), _("Check")])
         prepare(table, WIDTHS)
-        table.cellClicked.connect(self._clicked)
+        table.currentCellChanged.connect(self._moved)
+        table.cellClicked.connect(self._clicked)  # also on the current row, whose result may have been hidden
 
     def look(self, nodes: Sequence[slicer.vtkMRMLSegmentationNode]) -> None:
         """Show these results; nothing is done where they have not changed."""
+        self._filling = True
+        try:
+            self._look(nodes)
+        finally:
+            self._filling = False
+
+    def _look(self, nodes: Sequence[slicer.vtkMRMLSegmentationNode]) -> None:
         key = tuple((node.GetID(), node.GetMTime(), _scan_name(node)) for node in nodes)
         if key == self._key:
             return
@@ -74,7 +83,12 @@ class ResultTable:
                 item.setForeground(qt.QBrush(qt.QColor(ATTENTION)))
             self._ui.resultsTable.setItem(number, column, item)
 
+    def _moved(self, number: int, _column: int, _former: int, _former_column: int) -> None:
+        self._clicked(number, _column)
+
     def _clicked(self, number: int, _column: int) -> None:
+        if self._filling or not 0 <= number < len(self._rows):
+            return
         row = self._rows[number]
         self._current = row.node.GetID()
         self._chosen(row)
@@ -94,7 +108,7 @@ class ResultTable:
         """What stood out in the selected row, in whole sentences."""
         number = self._ui.resultsTable.currentRow()
         row = self._rows[number] if 0 <= number < len(self._rows) else None
-        if row is None or row.edited or not row.checks:
+        if row is None or row.node is not self.current() or row.edited or not row.checks:
             return ()
         return tuple(f"{row.structure}: {check}" for check in row.checks)
 
@@ -110,7 +124,7 @@ class ResultTable:
 
     def forget(self) -> None:
         """The scene closes: hold none of its nodes."""
-        self._rows, self._key, self._current, self.results_to_look_at = [], (), "", 0
+        self._rows, self._key, self._current, self.results_to_look_at = [], (), "", 0  # so that no row is chosen below
         self._ui.resultsTable.setRowCount(0)
 
 
@@ -151,7 +165,7 @@ def check_text(row: results.ResultRow) -> str:
     if results.get(row.node, results.STATUS) == results.REVIEWED:
         return _("reviewed")
     if row.checks:
-        return _("look: {reasons}").format(reasons="; ".join(row.checks))
+        return _("please look: {reasons}").format(reasons="; ".join(row.checks))
     return _("ok")
 
 

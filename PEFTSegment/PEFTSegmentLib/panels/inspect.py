@@ -49,9 +49,9 @@ class InspectPanel(Panel):
         ui.cautionLabel.text = words.caution()
         ui.methodCombo.currentIndexChanged.connect(self._choose_method)
         ui.sourceCombo.currentIndexChanged.connect(self._choose_source)
-        ui.scanSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._choose_scan)
+        ui.scanSelector.connect("nodeActivated(vtkMRMLNode*)", self._choose_scan)  # only by the user
         ui.structureCombo.currentIndexChanged.connect(self._choose_structure)
-        ui.labelsSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._choose_labels)
+        ui.labelsSelector.connect("nodeActivated(vtkMRMLNode*)", self._choose_labels)
         ui.againButton.clicked.connect(self._ask_again)
         ui.showButton.clicked.connect(self.show)
         ui.cancelButton.clicked.connect(self.cancel)
@@ -170,10 +170,9 @@ class InspectPanel(Panel):
             self._chosen_anew()
 
     def _choose_scan(self, node) -> None:
-        if not self.showing:
-            self.choices.scan_id = node.GetID() if node is not None else ""
-            self.choices.labels_id = None
-            self._chosen_anew()
+        self.choices.scan_id = node.GetID() if node is not None else ""
+        self.choices.labels_id = None
+        self._chosen_anew()
 
     def _choose_structure(self, index: int) -> None:
         if not self.showing and 0 <= index < len(self._shown_names):
@@ -181,9 +180,8 @@ class InspectPanel(Panel):
             self._chosen_anew()
 
     def _choose_labels(self, node) -> None:
-        if not self.showing:
-            self.choices.labels_id = node.GetID() if node is not None else ""
-            self._chosen_anew()
+        self.choices.labels_id = node.GetID() if node is not None else ""
+        self._chosen_anew()
 
     def _chosen_anew(self) -> None:
         self.jobs.message = ""  # it was about something else
@@ -208,7 +206,9 @@ class InspectPanel(Panel):
     def show(self) -> None:
         """Ask for the map of the chosen layer, or for the bars of all layers, in the background."""
         with self.telling(_("The model could not be looked into.")):
-            self.jobs.ask(self.choices.question())
+            question = self.choices.question()
+            self.jobs.ask(question)
+            scans.turn_to(question.scan)
             self.context.work_changed()
 
     def cancel(self) -> None:
@@ -234,10 +234,16 @@ class InspectPanel(Panel):
         maps.set_opacity(value / 100)
 
     def _arrived(self, path: Path, facts: MapFacts, provenance: dict[str, str], fresh: bool) -> None:
-        """A map has come: it is shown over its scan, and a new one with its middle in the views."""
+        """A map has come: it is shown over its scan, and a new one with its middle in the views.
+
+        One that a job has made waits for a click while the user looks at another scan or paints.
+        """
         scan = scans.scan_of(facts.token)
         with slicer.util.WaitCursor():
             node = maps.load(path, facts, scan, provenance)
+            if fresh and not scans.may_show(scan):
+                self.jobs.message = words.waits(facts, scan.GetName())
+                return
             self.views.show(node, scan, self._opacity())
         place = maps.middle(node) if fresh else None
         if place is not None:

@@ -82,7 +82,7 @@ def find(facts: MapFacts) -> slicer.vtkMRMLScalarVolumeNode | None:
 
 def in_view() -> slicer.vtkMRMLScalarVolumeNode | None:
     """The map that is shown in the slice views, or None."""
-    found = (scans.map_in_front(composite) for composite in _composites())
+    found = (scans.map_in_front(composite) for composite in scans.shown_composites())
     return next((node for node in found if node is not None), None)
 
 
@@ -124,9 +124,10 @@ def load(path: Path, facts: MapFacts, scan: slicer.vtkMRMLScalarVolumeNode, prov
         title=facts.title,
     )
     try:
-        node = slicer.util.loadVolume(
-            str(path), {"name": name, "show": False, "singleFile": True, "autoWindowLevel": False}
-        )
+        with exchange.unlisted():
+            node = slicer.util.loadVolume(
+                str(path), {"name": name, "show": False, "singleFile": True, "autoWindowLevel": False}
+            )
     except RuntimeError as error:
         raise BadInput(
             _("The map {name} cannot be loaded ({error}).").format(name=path.name, error=error), _("Press Show again.")

@@ -45,6 +45,11 @@ def nothing_speaks(structure: str, label: str) -> str:
     )
 
 
+def waits(facts: MapFacts, scan: str) -> str:
+    """A map is there, but the views show something else, or the user is painting."""
+    return _("The map of {scan} is ready; click {layer} in the list to see it.").format(scan=scan, layer=facts.label)
+
+
 def bars(structure: str, labelled: bool, not_defined: bool) -> str:
     """What the bars of a ProtoSeg mean."""
     if not_defined:
@@ -66,8 +71,10 @@ def bars(structure: str, labelled: bool, not_defined: bool) -> str:
 def layer_tip(kind: str, name: str, detail: str, channels: int, adapted: bool) -> str:
     """The tool tip of a layer."""
     lines = [
-        _("Sees the scan at {detail} detail, with {count} features.").format(detail=detail, count=channels),
-        _("Name in the network: {name}").format(name=name),
+        _("Sees the scan at {detail} detail and looks for {count} patterns in it.").format(
+            detail=detail, count=channels
+        ),
+        _("Technical name: {name}").format(name=name),
     ]
     if adapted:
         lines.insert(0, _("Changed by the adapter."))

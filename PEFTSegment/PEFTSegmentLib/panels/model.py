@@ -9,6 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from peftseg import licences
+from peftseg.errors import BadInput
 from peftseg.events import Event
 from peftseg.model_choice import guess_modality, rank_models
 from peftseg.models import ModelEntry
@@ -48,9 +49,9 @@ class ModelPanel(Panel):
 
     def _import_menu(self) -> None:
         menu = qt.QMenu(self.form)
-        self.import_file_action = menu.addAction(_("Weights file of this model..."))
+        self.import_file_action = menu.addAction(_("File of this model that you have downloaded..."))
         self.import_file_action.triggered.connect(self.import_file)
-        self.import_folder_action = menu.addAction(_("Model folder (PEFTSegment or nnU-Net)..."))
+        self.import_folder_action = menu.addAction(_("Folder of another model (made with PEFTSegment or nnU-Net)..."))
         self.import_folder_action.triggered.connect(self.import_folder)
         self.ui.importButton.setMenu(menu)
 
@@ -74,9 +75,8 @@ class ModelPanel(Panel):
         ui = self.ui
         ui.factsLabel.text = model_text.facts(entry) if entry is not None else _("Choose a model to start from.")
         ui.factsLabel.toolTip = entry.description if entry is not None else ""
-        busy = self._command is not None
+        busy, waiting = self._command is not None, self._waiting()
         no_model = "" if entry is not None else _("Choose a model first")
-        waiting = _("Wait until the current download or import has ended") if busy else ""
         no_engine = self.context.engine_ready()
         enable(ui.detailsButton, no_model, _("Structures, licence, citation, files"))
         ui.downloadButton.visible = entry is not None and not model_text.reason_against_download(entry)
@@ -93,6 +93,10 @@ class ModelPanel(Panel):
         problems = self.context.model_problems()
         ui.problemLabel.visible = bool(problems)
         ui.problemLabel.text = "\n".join(problems)
+
+    def _waiting(self) -> str:
+        """Why no other download, import or removal can begin, or ""."""
+        return _("Wait until the current download or import has ended") if self._command is not None else ""
 
     def _look_at_trying(self, entry: ModelEntry | None, scan) -> None:
         no_scan = "" if scan is not None else _("Load a scan and show it in the slice views")
@@ -161,7 +165,7 @@ class ModelPanel(Panel):
         entry = self.context.model()
         if entry is None:
             return
-        answer = ModelDetails(entry, slicer.util.mainWindow()).show()
+        answer = ModelDetails(entry, slicer.util.mainWindow(), self._waiting()).show()
         if answer == "accept":
             self._accepted(entry)
         elif answer == "delete":
@@ -202,19 +206,25 @@ class ModelPanel(Panel):
 
     def import_folder(self) -> None:
         """Take a model folder that PEFTSegment or nnU-Net wrote."""
-        path = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Folder with model.json or plans.json"))
+        title = _("Folder of the model: the one with the file model.json or plans.json in it")
+        path = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), title)
         if path:
             more = self._nnunet_arguments(Path(path)) if (Path(path) / "plans.json").is_file() else []
-            self._run(["models", "import", path, *more], _("Importing"), _("The model was not imported."))
+            if more is not None:
+                self._run(["models", "import", path, *more], _("Importing"), _("The model was not imported."))
 
-    def _nnunet_arguments(self, folder: Path) -> list[str]:
-        """nnU-Net files do not say how their training scans lay; the two public collections are known."""
-        choice = dialogs.ask(
-            _("Which model is it? nnU-Net folders do not say how the training scans were turned."),
-            (_("TotalSegmentator"), _("MRSegmentator"), _("Our own")),
-            str(folder),
+    def _nnunet_arguments(self, folder: Path) -> list[str] | None:
+        """nnU-Net files do not say how their training scans lay; the two public collections are known. None: cancelled."""
+        unsure = _(
+            "If you are not sure, choose 'Another source', then 'Try on the scan in view' with a scan that you know. Where"
+            " the outlines lie on the wrong side, delete the model's files (Details...) and import it with another choice."
         )
-        return [["--orientation", "RAS"], ["--orientation", "LPS"], []][choice]
+        choice = dialogs.ask(
+            _("Where does this model come from?"),
+            (_("TotalSegmentator"), _("MRSegmentator"), _("Another source"), _("Cancel")),
+            f"{unsure}\n\n{folder}",
+        )
+        return [["--orientation", "RAS"], ["--orientation", "LPS"], [], None][choice]
 
     def _run(self, arguments: list[str], title: str, failed: str) -> None:
         def done(command: Command) -> None:
@@ -228,6 +238,8 @@ class ModelPanel(Panel):
                 self._go_on()
 
         with self.telling(failed):
+            if self._command is not None:
+                raise BadInput(_("Another download or import is running."), _("Try again when it has ended."))
             self._command = self.context.command([*arguments, "--json"], done, title)
 
     def _cancel(self) -> None:
@@ -248,10 +260,14 @@ class ModelPanel(Panel):
     def _hear(self, task: Task, events: list[Event]) -> None:
         if task.active:
             return
+        failed = _("The model could not be tried.")
+        try:
+            if task.state == "finished":
+                self._take(task)
+        except Exception as error:
+            dialogs.show_later(dialogs.problem_of(error, failed))
         if task.state == "failed":
-            dialogs.show_later(dialogs.problem_of_event(task.ending, _("The model could not be tried.")))
-        elif task.state == "finished":
-            self._take(task)
+            dialogs.show_later(dialogs.problem_of_event(task.ending, failed))
         self.context.runner.forget(task)
 
     def _take(self, task: Task) -> None:
@@ -267,9 +283,13 @@ class ModelPanel(Panel):
             self._tried = _("The scan was closed before the result came.")
             return
         work.load_outcome(record, f"{scan.GetName()} - {title}", task.ending["provenance"])
-        if scan is scans.scan_in_view():
+        in_view = scan is scans.scan_in_view()
+        if in_view:
             scans.hide_other_scans(scan)
         found = [name for name, volume in record["volumes_ml"].items() if volume > 0]
         self._tried = _("{scan}: {found} of {count} structures found.").format(
             scan=scan.GetName(), found=len(found), count=len(record["volumes_ml"])
         )
+        if not in_view:
+            hidden = _("Its outlines are hidden, because another scan is in view; Slicer's Data module shows them.")
+            self._tried = f"{self._tried} {hidden}"

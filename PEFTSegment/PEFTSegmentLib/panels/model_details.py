@@ -12,10 +12,16 @@ from . import model_text
 
 
 class ModelDetails:
-    """Shows one model; `answer` says what the user asked for: "", "accept" or "delete"."""
+    """Shows one model; `answer` says what the user asked for: "", "accept" or "delete".
 
-    def __init__(self, entry: ModelEntry, parent) -> None:
-        self.entry = entry
+    Parameters
+    ----------
+    waiting : str
+        Why no files can be deleted now, or "".
+    """
+
+    def __init__(self, entry: ModelEntry, parent, waiting: str = "") -> None:
+        self.entry, self._waiting = entry, waiting
         self.answer = ""
         self.dialog = qt.QDialog(parent)
         self.dialog.windowTitle = entry.title
@@ -60,13 +66,14 @@ class ModelDetails:
         self.accept_button = qt.QPushButton(_("Accept the licence"))
         self.accept_button.clicked.connect(lambda: self._end("accept"))
         self.delete_button = qt.QPushButton(_("Delete files"))
-        reason = model_text.reason_against_removal(self.entry)
+        reason = model_text.reason_against_removal(self.entry) or self._waiting
         self.delete_button.enabled = not reason
         self.delete_button.toolTip = reason or _("Free the disk space; the model can be got again")
         self.delete_button.clicked.connect(lambda: self._end("delete"))
         self.close_button = qt.QPushButton(_("Close"))
         self.close_button.clicked.connect(lambda: self._end(""))
-        self.close_button.default = True
+        for button in (self.accept_button, self.delete_button, self.close_button):
+            button.autoDefault = False  # the key Enter in the search would press one
         row.addWidget(self.accept_button)
         row.addWidget(self.delete_button)
         row.addStretch(1)

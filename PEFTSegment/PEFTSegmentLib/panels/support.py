@@ -41,7 +41,7 @@ class SupportPanel(Panel):
         self.views = RowViews()
         self._advice: dict[str, str] = {}  # by scan token: why to label it next
         self._shown: list[RowView] = []
-        self._dropping = False
+        self._dropping = self._following = False
         self._removed_tag = slicer.mrmlScene.AddObserver(slicer.vtkMRMLScene.NodeRemovedEvent, self._node_removed)
         self._connect()
 
@@ -78,9 +78,26 @@ class SupportPanel(Panel):
         self._shown, late = self.views.of(rows, wanted, model, self._advice)
         if late:
             self.context.refresh()
+        self._look_at_editor(rows)
         self.table.show(headers(wanted), self._shown, state.currentRow)
         show_current(self, rows, self._shown, wanted)
         show_scene(self, self._shown, wanted)
+
+    def _look_at_editor(self, rows: list[support.Row]) -> None:
+        """The open row has got other labels, from step 4 or elsewhere: the editor goes on with those."""
+        row = next((row for row in rows if row.key == self.editor.key), None)
+        if row is None or row.labels is None or row.labels is self.editor.segmentation or self._following:
+            return
+        self._following = True
+        qt.QTimer.singleShot(0, self._follow_labels)
+
+    def _follow_labels(self) -> None:
+        self._following = False
+        row = self.context.support.row(self.editor.key) if self.editor.key else None
+        if row is not None and row.labels is not None and row.labels is not self.editor.segmentation:
+            self.editor.close()  # it stays closed where the user looks at another scan, or paints in another editor
+            if scans.may_show(row.scan):
+                self.start(row.key)
 
     def say(self, text: str) -> None:
         """Show a sentence under the table."""

@@ -12,6 +12,7 @@ from peftseg.models import Structure
 from .. import scans, structures, support
 
 SINGLETON = "PEFTSegment"
+PREPARED = "PEFTSegment.Prepared"  # attribute of the editor node: it has this module's settings
 UNDO_STATES = 10
 EFFECTS = (
     "Paint", "Draw", "Erase", "Fill between slices", "Threshold", "Smoothing", "Islands", "Scissors", "Grow from seeds",
@@ -41,6 +42,11 @@ class LabelEditor:
     def widget(self):
         """The editor's widget, None before the first use."""
         return self._widget
+
+    @property
+    def segmentation(self) -> slicer.vtkMRMLSegmentationNode | None:
+        """What is painted into, None before the first use or where the editor is closed."""
+        return self._widget.segmentationNode() if self._widget is not None else None
 
     def open(self, row: support.Row, wanted: tuple[Structure, ...], others: Sequence = ()) -> None:
         """Edit a row's segmentation over its scan, both shown in the slice views; those of `others` are hidden."""
@@ -119,7 +125,7 @@ class LabelEditor:
         self._widget = editor
 
     def _connect_views(self) -> None:
-        if self._entered:
+        if self._entered or self._frame.visible:  # a module that was reloaded is shown without being entered
             self._widget.setupViewObservations()
             self._widget.installKeyboardShortcuts()
 
@@ -131,14 +137,17 @@ class LabelEditor:
 
 
 def editor_node() -> slicer.vtkMRMLSegmentEditorNode:
-    """This module's editor node: hidden, and painting over one segment leaves the others as they are."""
+    """This module's editor node: hidden; painting over one segment leaves the others as they are, until the user chooses
+    otherwise."""
     node = slicer.mrmlScene.GetSingletonNode(SINGLETON, "vtkMRMLSegmentEditorNode")
     if node is None:
         node = slicer.vtkMRMLSegmentEditorNode()
         node.SetSingletonTag(SINGLETON)
         node = slicer.mrmlScene.AddNode(node)
-    node.SetHideFromEditors(True)  # also after a scene was closed, which resets it
-    node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+    if not node.GetAttribute(PREPARED):  # new, or reset because a scene was closed, which takes its attributes
+        node.SetHideFromEditors(True)
+        node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+        node.SetAttribute(PREPARED, "1")
     return node
 
 

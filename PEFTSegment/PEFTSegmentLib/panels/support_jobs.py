@@ -118,22 +118,32 @@ class SupportJobs:
         return any(t.active and (scan is None or token in t.note["scans"]) for t in self.context.runner.of(purpose))
 
     def _presegmented(self, task: Task, events: list) -> None:
+        self._ended(task, self._outlined, _("The scan was not pre-segmented."))
+
+    def _ended(self, task: Task, take: Callable[[Task], None], failed: str) -> None:
+        """Take the result of a job that has ended, or say why there is none; it is forgotten in any case."""
         if task.active:
             return
-        if task.state == "finished":
-            record = work.outcomes(task)[0]
-            if record["path"] is None:
-                why = dialogs.Problem(
-                    _("The scan was not pre-segmented."), record.get("message", ""), record.get("remedy", "")
-                )
-                dialogs.show_later(why)
-            elif scans.scan_of(record["token"]) is None:
-                self._say(_("A scan was pre-segmented, but it is no longer loaded: its outlines were dropped."))
-            else:
-                self._take(task, record)
-        elif task.state == "failed":
-            dialogs.show_later(dialogs.problem_of_event(task.ending, _("The scan was not pre-segmented.")))
+        try:
+            if task.state == "finished":
+                take(task)
+        except Exception as error:
+            dialogs.show_later(dialogs.problem_of(error, failed))
+        if task.state == "failed":
+            dialogs.show_later(dialogs.problem_of_event(task.ending, failed))
         self.context.runner.forget(task)
+
+    def _outlined(self, task: Task) -> None:
+        record = work.outcomes(task)[0]
+        if record["path"] is None:
+            why = dialogs.Problem(
+                _("The scan was not pre-segmented."), record.get("message", ""), record.get("remedy", "")
+            )
+            dialogs.show_later(why)
+        elif scans.scan_of(record["token"]) is None:
+            self._say(_("A scan was pre-segmented, but it is no longer loaded: its outlines were dropped."))
+        else:
+            self._take(task, record)
 
     def _take(self, task: Task, record: dict) -> None:
         """Put the outlines into a new segmentation, and that into the table."""
@@ -151,8 +161,8 @@ class SupportJobs:
         exchange.copy_segments(loaded, ours, made)
         slicer.mrmlScene.RemoveNode(loaded)
         made.SetAttribute(support.TO_CORRECT, task.note["by"])
-        display = made.GetDisplayNode()
-        display.SetVisibility2DFill(False)
+        made.GetDisplayNode().SetVisibility2DFill(False)
+        made.SetDisplayVisibility(scans.may_show(scan))
         self._attach(scan, made, task.note["by"])
 
     def _attach(self, scan: slicer.vtkMRMLScalarVolumeNode, made: slicer.vtkMRMLSegmentationNode, by: str) -> None:
@@ -198,16 +208,13 @@ class SupportJobs:
         return task
 
     def _rank_done(self, task: Task, events: list) -> None:
-        if task.active:
-            return
-        if task.state == "finished":
-            tokens = task.note["scans"]
-            found = [(tokens[row["input"]], row["reason"]) for row in task.ending["ranking"]]
-            present = [(token, reason) for token, reason in found if scans.scan_of(token) is not None]
-            if present:
-                self._ranked(present)
-            else:
-                self._say(_("The scans were ranked, but none of them is loaded any more."))
-        elif task.state == "failed":
-            dialogs.show_later(dialogs.problem_of_event(task.ending, _("The scans were not ranked.")))
-        self.context.runner.forget(task)
+        self._ended(task, self._take_ranking, _("The scans were not ranked."))
+
+    def _take_ranking(self, task: Task) -> None:
+        tokens = task.note["scans"]
+        found = [(tokens[row["input"]], row["reason"]) for row in task.ending["ranking"]]
+        present = [(token, reason) for token, reason in found if scans.scan_of(token) is not None]
+        if present:
+            self._ranked(present)
+        else:
+            self._say(_("The scans were ranked, but none of them is loaded any more."))

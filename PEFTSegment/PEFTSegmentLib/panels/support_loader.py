@@ -101,10 +101,29 @@ class FolderLoader:
                 self._finish(stopped=True)
                 return
             self._named = named
-        for name in support_folder.names_to_learn(self._facts, self._named, wanted):
-            wanted = (*wanted, structures.proposed(name, known, wanted))
-        structures.write(self.context.state, wanted)
+        try:
+            structures.write(self.context.state, self._with_new_ones(wanted, known))
+        except PeftsegError as error:
+            dialogs.show_later(dialogs.problem_of(error, _("The folder was not loaded.")))
+            self._finish(stopped=True)
+            return
         self._timer.start()
+
+    def _with_new_ones(self, wanted: tuple[Structure, ...], known: Sequence[Structure]) -> tuple[Structure, ...]:
+        """The structures to learn, and those of the folder; PeftsegError where a name cannot be one.
+
+        A file's own name is left out where another file has it in another spelling: its segment is found by that, too.
+        """
+        typed = set(self._named.values())
+        for name in support_folder.names_to_learn(self._facts, self._named, wanted):
+            there = structures.known_as(name, wanted)
+            if there is not None and name not in typed and not self._in_one_file(name, there.name):
+                continue
+            wanted = (*wanted, structures.proposed(name, known, wanted))
+        return wanted
+
+    def _in_one_file(self, name: str, other: str) -> bool:
+        return any(name in facts.names and other in facts.names for facts in self._facts)
 
     def _load_next(self) -> None:
         if self._next >= len(self._items):

@@ -148,7 +148,10 @@ class RowActions:
         self.context.support.set_mark(key, structure, mark)
 
     def put_labels(self, key: str, labels: slicer.vtkMRMLSegmentationNode | None) -> None:
-        """Choose another segmentation for a scan; the editor goes on with it where it is open on this scan."""
+        """Choose another segmentation for a scan; the editor goes on with it where it is open on this scan.
+
+        It is closed where the user looks at another scan meanwhile, or paints in another editor.
+        """
         before = self._row(key).labels
         editing = self.editor.key == key
         if editing:
@@ -156,7 +159,7 @@ class RowActions:
         self.context.support.set_labels(key, labels)
         if before is not None and before is not labels:
             self._drop_unused(before, labels)
-        if editing and labels is not None:
+        if editing and labels is not None and scans.may_show(self._row(key).scan):
             self.start(key)
 
     def _drop_unused(self, labels: slicer.vtkMRMLSegmentationNode, heir: slicer.vtkMRMLSegmentationNode | None) -> None:
