@@ -169,7 +169,7 @@ class qMRMLNodeComboBox(_SceneWidget):
                 self.nodeAdded.emit(node)
         before, self._nodes = self._nodes, nodes
         self._fill()
-        self.setCurrentNode(self._current if self._current in nodes else self._instead(before))
+        self._become(self._current if self._current in nodes else self._instead(before))
 
     def _instead(self, before: list):
         """The current node has gone: Qt's combo box goes to the next row, and says so as if it had been chosen."""
@@ -213,14 +213,20 @@ class qMRMLNodeComboBox(_SceneWidget):
             node = self._scene.GetNodeByID(node) if self._scene is not None and node else None
         if node is not None and node not in self._nodes:
             node = None
+        if self._become(node) and node is not None:
+            self.nodeActivated.emit(node)  # Slicer sends the list a key event, as if the user had chosen
+
+    def _become(self, node) -> bool:
+        """Whether the current node is another one now."""
         if node is self._current:
-            return
+            return False
         self._current = node
         self._updating = True
         self._combo.setCurrentIndex(self._row(node))
         self._updating = False
         self.currentNodeChanged.emit(node)
         self.currentNodeIDChanged.emit(node.GetID() if node is not None else "")
+        return True
 
     def setCurrentNodeID(self, node_id: str) -> None:
         self.setCurrentNode(node_id)

@@ -66,7 +66,7 @@ class ApplyPanel(Panel):
         ui.allScansRadio.toggled.connect(lambda on: self._choose_target(on, "", True))
         ui.folderRadio.toggled.connect(lambda on: self._choose_target(on, FOLDER, self.state.allScans))
         ui.dicomRadio.toggled.connect(lambda on: self._choose_target(on, DICOM, self.state.allScans))
-        ui.scanSelector.connect("nodeActivated(vtkMRMLNode*)", self._choose_scan)  # only by the user
+        ui.scanSelector.connect("nodeActivated(vtkMRMLNode*)", self._choose_scan)  # not when a node goes
         ui.applyButton.clicked.connect(self.apply)
         ui.cancelButton.clicked.connect(self.cancel)
         ui.offerLoadButton.clicked.connect(self._take_offer)
@@ -205,8 +205,9 @@ class ApplyPanel(Panel):
 
     def _choose_scan(self, node) -> None:
         """A scan was chosen, or none: then it is the one in view, which the selector is to say."""
-        self.state.scan = node
-        self.context.refresh()
+        if not self.showing:
+            self.state.scan = node
+            self.context.refresh()
 
     def _use(self, ref: str) -> None:
         self.state.adapter = ref

@@ -49,7 +49,7 @@ class InspectPanel(Panel):
         ui.cautionLabel.text = words.caution()
         ui.methodCombo.currentIndexChanged.connect(self._choose_method)
         ui.sourceCombo.currentIndexChanged.connect(self._choose_source)
-        ui.scanSelector.connect("nodeActivated(vtkMRMLNode*)", self._choose_scan)  # only by the user
+        ui.scanSelector.connect("nodeActivated(vtkMRMLNode*)", self._choose_scan)  # not when a node goes
         ui.structureCombo.currentIndexChanged.connect(self._choose_structure)
         ui.labelsSelector.connect("nodeActivated(vtkMRMLNode*)", self._choose_labels)
         ui.againButton.clicked.connect(self._ask_again)
@@ -170,9 +170,10 @@ class InspectPanel(Panel):
             self._chosen_anew()
 
     def _choose_scan(self, node) -> None:
-        self.choices.scan_id = node.GetID() if node is not None else ""
-        self.choices.labels_id = None
-        self._chosen_anew()
+        if not self.showing:
+            self.choices.scan_id = node.GetID() if node is not None else ""
+            self.choices.labels_id = None
+            self._chosen_anew()
 
     def _choose_structure(self, index: int) -> None:
         if not self.showing and 0 <= index < len(self._shown_names):
@@ -180,8 +181,9 @@ class InspectPanel(Panel):
             self._chosen_anew()
 
     def _choose_labels(self, node) -> None:
-        self.choices.labels_id = node.GetID() if node is not None else ""
-        self._chosen_anew()
+        if not self.showing:
+            self.choices.labels_id = node.GetID() if node is not None else ""
+            self._chosen_anew()
 
     def _chosen_anew(self) -> None:
         self.jobs.message = ""  # it was about something else
