@@ -139,7 +139,7 @@ def sample_patch(
     else:
         centre = np.round(centre - 0.5) + 0.5 if any(p % 2 for p in patch) else np.round(centre)
     covers = np.array(patch) >= size
-    centre = np.where(covers & ~spatial, _aligned_middle(size, patch), centre)
+    centre = np.where(covers & (not spatial), _aligned_middle(size, patch), centre)
     if spatial:
         image, target, known = _resample(scan, patch, centre, matrix)
     else:
