@@ -232,19 +232,25 @@ def print_recovered(rows: list[dict[str, str]]) -> None:
     """Share of the gap between source and upper bound that is closed, where it is at least five points."""
     from peftseg.compare_rows import mean_of, score_table
 
-    tables = score_table(rows)
     targets = list(dict.fromkeys(row["task"] for row in rows))
     print(f"\n| recovered share of the gap | {' | '.join(targets)} |\n|---|{'---|' * len(targets)}")
     for candidate in PRESETS:
         cells = []
         for target in targets:
-            found = [tables.get((target, c, "all")) for c in (SOURCE, candidate, UPPER)]
-            if any(table is None for table in found):
+            tables = score_table(common_draws(rows, target, (SOURCE, candidate, UPPER)))
+            if not tables:
                 cells.append("")
                 continue
-            low, here, high = (mean_of(table) for table in found)
+            low, here, high = (mean_of(tables[target, c, "all"]) for c in (SOURCE, candidate, UPPER))
             cells.append(f"{(here - low) / (high - low):.0%}" if high - low >= GAP else f"no gap ({high - low:+.3f})")
         print(f"| {candidate} | {' | '.join(cells)} |")
+
+
+def common_draws(rows: list[dict[str, str]], target: str, candidates: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of these candidates at a target, from draws that all of them have been run in."""
+    own = [row for row in rows if row["task"] == target and row["candidate"] in candidates]
+    draws = set.intersection(*({row["draw"] for row in own if row["candidate"] == c} for c in candidates))
+    return [row for row in own if row["draw"] in draws]
 
 
 def print_verdicts(rows: list[dict[str, str]]) -> None:
