@@ -71,7 +71,9 @@ def test_an_estimate_is_told_with_the_value_of_every_scan(adapter, capsys):
 
 def test_a_site_adaptation_tells_the_verdict_first_and_what_to_do_when_it_is_refused(adapter, capsys):
     job = SiteAdaptJob("brain-t1", ("a", "b"), adapter)
+    matched = "Grey values stay as they are: they are usual."
     facts = {"preset": "adabn", "scans": 2, "agreement": 0.9, "recalibrated": 7, "early_head": None}
+    facts["grey_values"] = matched
     verdict = {"status": "refused", "reasons": ["It looks worse."], "facts": {}}
     ending = {**ADAPTED, **facts, "verdict": verdict, "adapter": None, "ranks": {}, "loss": None}
     assert told(job, ending, capsys) == [
@@ -79,6 +81,7 @@ def test_a_site_adaptation_tells_the_verdict_first_and_what_to_do_when_it_is_ref
         "  It looks worse.",
         "It took 2 scans without labels and 3 min (preset adabn; 120 epochs; agreement of the early and the final result "
         "0.90 of 1).",
+        matched,
         "It holds 1,000 trained values, 1 % of the model's 100,000.",
         "The statistics of 7 layers were measured anew on these scans.",
         "No adapter was written. To look at it all the same, run it again with --keep-refused.",

@@ -58,7 +58,7 @@ class TestPublishedCounts:
     def test_statistics_count_as_buffers_where_they_are_adapted(self):
         buffers = {preset: share(preset)["buffers"] for preset in PRESETS}
         adapted = {preset for preset, count in buffers.items() if count == 6338}
-        assert adapted == {"convlora_adabn", "adabn", "udas", "published"}
+        assert adapted == {"matched", "convlora_adabn", "adabn", "udas", "published"}
         assert {buffers[preset] for preset in set(PRESETS) - adapted} == {0}
 
 

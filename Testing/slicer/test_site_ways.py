@@ -69,7 +69,7 @@ def test_the_ways_are_the_engines_in_plain_words_and_the_defaults_are_its_own(be
 def test_a_model_without_batch_normalisation_is_offered_only_what_does_something(bench, pictures):
     ui = bench.ui
     bench.unlabelled("tiny", 3)
-    assert offered(bench) == [name for name in PRESETS if name not in ("adabn", "convlora")]
+    assert offered(bench) == [name for name in PRESETS if name not in ("adabn", "convlora_adabn")]
     assert "no batch normalisation" in ui.siteWayHint.text
     assert set(bench.adapt.site.ways.editors) == {"confidence", "rank"}
     ui.advancedBox.collapsed = False
