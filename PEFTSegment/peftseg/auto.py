@@ -28,11 +28,11 @@ from peftseg.adapter_training import (
 from peftseg.adapters import AUTO
 from peftseg.auto_choices import Choice, listed, starters
 from peftseg.auto_race import MOST_FOLDS, MOST_TRAINED, MOST_VARIED_FOLDS, race, refine, values_trained
-from peftseg.auto_search import FILE, Search, mean_dice, not_tried_words, read_search, write_search
+from peftseg.auto_search import Search, mean_dice, not_tried_words, read_search, write_search
 from peftseg.config import CPU_BUDGET_MINUTES
 from peftseg.device import release_memory
 from peftseg.errors import BadInput, OutOfMemory, TrainingFailed
-from peftseg.events import Reporter
+from peftseg.events import TRIALS_FILE, Reporter
 from peftseg.metrics import dice
 from peftseg.plan import Plan
 from peftseg.study import LoadedScan
@@ -109,7 +109,8 @@ def choose(setting: Setting, loaded: list[LoadedScan], reporter: Reporter) -> De
     for text in misfits:
         reporter.log(text)
     folds = usable_folds(loaded, setting)
-    path = None if reporter.checkpoint is None else reporter.checkpoint.with_name(FILE)
+    # Beside the checkpoint: trials are not repeated when a job goes on.
+    path = None if reporter.checkpoint is None else reporter.checkpoint.with_name(TRIALS_FILE)
     search = read_search(path) or _planned(setting, loaded, choices, folds, reporter)
     trial = Trial(setting, loaded, search, path, started, reporter)
     choice = choices[0]

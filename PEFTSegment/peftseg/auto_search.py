@@ -11,8 +11,6 @@ from pathlib import Path
 from peftseg.auto_choices import Choice, listed
 from peftseg.paths import write_text
 
-FILE = "auto.json"  # beside the checkpoint: trials are not repeated when a job goes on
-
 
 @dataclass
 class Search:

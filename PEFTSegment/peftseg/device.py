@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -132,16 +132,24 @@ def activation_checkpointing(network: nn.Module) -> Iterator[None]:
             del block.forward
 
 
+def fits(run: Callable[[], T]) -> tuple[T] | None:
+    """What a run returns, in a tuple; None where the memory did not suffice, which is given back then."""
+    try:
+        return (run(),)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    release_memory()  # outside of the except block: the error's traceback holds the tensors
+    return None
+
+
 def within_memory(run: Callable[[torch.device], T], device: torch.device, what: str, reporter: Reporter) -> T:
     """Run on the device; where its memory does not suffice, on the processor. OutOfMemory where that does not do either."""
     places = [device] if device.type == "cpu" else [device, torch.device("cpu")]
     for place in places:
-        try:
-            return run(place)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        release_memory()  # outside of the except block: the error's traceback holds the tensors
+        done = fits(partial(run, place))
+        if done is not None:
+            return done[0]
         if place is not places[-1]:
             reporter.warning(f"{what}: the memory of {place} does not suffice; going on with the processor.")
     raise OutOfMemory(

@@ -19,6 +19,7 @@ from peftseg.errors import BadInput, JobCancelled
 KINDS = ("queued", "started", "progress", "warning", "log", "finished", "failed", "cancelled")
 ENDINGS = ("finished", "failed", "cancelled")
 CANCEL, STOP_KEEP = "cancel", "stop_keep"  # what `control` may hold
+CHECKPOINT_FILE, TRIALS_FILE = "checkpoint.safetensors", "auto.json"  # of a job folder
 TAIL = 1 << 13  # bytes that are read first of the end of a log
 POLL_S = 0.1  # the control file is read at most this often
 
@@ -218,7 +219,7 @@ class Reporter:
         return cls(
             log.append,
             ControlFile(jobdir / "control"),
-            checkpoint=jobdir / "checkpoint.safetensors",
+            checkpoint=jobdir / CHECKPOINT_FILE,
             result_dir=result_dir,
             smaller_plan=(jobdir / "retry").is_file(),
         )

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from peftseg.errors import BadInput
-from peftseg.events import ENDINGS, Event, EventLog, first_event, last_event
+from peftseg.events import CHECKPOINT_FILE, ENDINGS, TRIALS_FILE, Event, EventLog, first_event, last_event
+from peftseg.models import EARLY_FILE
 from peftseg.paths import remove_tree, write_text
 from peftseg.processes import kill_tree, start_time
 
 UNMARKED_S = 600.0  # a folder that does not say who makes it counts as left behind after this time
-KEPT = ("checkpoint.safetensors", "early_head.safetensors", "auto.json")  # what an ended run leaves to go on from
+KEPT = (CHECKPOINT_FILE, EARLY_FILE, TRIALS_FILE)  # what an ended run leaves to go on from
 _ID = re.compile(r"[0-9a-f]{32}")
 
 

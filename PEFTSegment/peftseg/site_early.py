@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from peftseg.checkpoint import copy_state
-from peftseg.device import is_out_of_memory, release_memory
+from peftseg.device import fits
 from peftseg.early_head import (
     Batch,
     EarlyBranch,
@@ -122,13 +123,8 @@ def _fit(
     parts = max(1, batches.per_step // SMALLER) if reporter.smaller_plan else batches.per_step
     while True:
         steps = replace(batches, per_step=parts)
-        try:
-            _fit_with(branch, steps, activation, deadline, reporter)
+        if fits(partial(_fit_with, branch, steps, activation, deadline, reporter)) is not None:
             return time.monotonic() - started
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        release_memory()  # outside of the except block: the error's traceback holds the tensors
         parts = max(map(len, _head_steps(steps, 0))) // 2
         if parts == 0:
             raise OutOfMemory(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from peftseg.infer import ready
 from peftseg.models import ModelEntry, Preprocessing
 from peftseg.networks import Anatomy, is_part, per_axis
 from peftseg.preprocess import Prepared, prepare
+from peftseg.scan_statistics import GREY, grey_quantiles
 from peftseg.site_statistics import MOST_CHANNELS, Moments, ScanStatistics, measure_scan, site_record
 from peftseg.volume import Volume
 from peftseg.weights import load_base
@@ -99,13 +101,39 @@ def statistics_of(
         What `prepare` makes of the volume, where it was done before.
     """
     prepared = prepare(volume, recipe) if prepared is None else prepared
+    layers = _moments(network, anatomy, prepared, window, device, reporter)
+    return measure_scan(volume, prepared, recipe, layers)
+
+
+def with_other_grey_values(
+    statistics: ScanStatistics,
+    prepared: Prepared,
+    network: nn.Module,
+    anatomy: Anatomy,
+    window: Sequence[int],
+    device: torch.device,
+    reporter: Reporter,
+) -> ScanStatistics:
+    """A measured scan's statistics where `prepared` differs in its grey values only; parameters as of `statistics_of`."""
+    layers = _moments(network, anatomy, prepared, window, device, reporter)
+    return replace(statistics, features={**statistics.features, GREY: grey_quantiles(prepared)}, layers=layers)
+
+
+def _moments(
+    network: nn.Module,
+    anatomy: Anatomy,
+    prepared: Prepared,
+    window: Sequence[int],
+    device: torch.device,
+    reporter: Reporter,
+) -> tuple[Moments, ...]:
+    """As `layer_moments`; on the processor where the device's memory does not suffice."""
     reporter.check()
 
     def run(place: torch.device) -> tuple[Moments, ...]:
         return layer_moments(network, anatomy, prepared, window, place, reporter)
 
-    layers = within_memory(run, device, f"A scan of {volume.grid.describe()}", reporter)
-    return measure_scan(volume, prepared, recipe, layers)
+    return within_memory(run, device, f"A scan of {prepared.source.describe()}", reporter)
 
 
 def layer_moments(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from peftseg.device import within_memory
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.gate import LIMITS, status_of
@@ -16,9 +15,8 @@ from peftseg.grey_match import Curve, site_curve
 from peftseg.models import ModelEntry, Preprocessing
 from peftseg.networks import Anatomy
 from peftseg.preprocess import Prepared, follow_curve
-from peftseg.scan_statistics import GREY, grey_quantiles
 from peftseg.site_evidence import Evidence
-from peftseg.site_layers import layer_moments
+from peftseg.site_layers import with_other_grey_values
 from peftseg.site_statistics import ScanStatistics, SiteStatistics, read_site
 from peftseg.site_training import SiteSetting, evidence_of
 from peftseg.verdicts import REFUSED
@@ -34,8 +32,6 @@ class Match:
         With `preprocessing`.
     preprocessing : Preprocessing
         The base's, with the curve where there is one.
-    curve : tuple of pairs
-        Empty where grey values stay as they are.
     words : str
         What was done and why; "" where it was not asked for.
     """
@@ -43,8 +39,12 @@ class Match:
     scans: Sequence[Prepared]
     statistics: Sequence[ScanStatistics]
     preprocessing: Preprocessing
-    curve: Curve = ()
     words: str = ""
+
+    @property
+    def curve(self) -> Curve:
+        """Empty where grey values stay as they are."""
+        return self.preprocessing.intensity.curve
 
 
 def match_grey_values(
@@ -74,14 +74,14 @@ def match_grey_values(
     as_they_are = Match(scans, statistics, base)
     if asked == "as_they_are":
         return as_they_are
-    source = _source(setting.entry)
-    curve = None if source is None else site_curve(statistics, source)
+    source = _source_or_reason(setting.entry)
+    known = isinstance(source, SiteStatistics)
+    curve = site_curve(statistics, source) if known else None
     if curve is None:
-        words = "Grey values stay as they are: they are as in the scans that the model learnt from."
-        if source is None:
-            words = f"Grey values stay as they are: the record of '{setting.entry.id}' does not say which ones it learnt from."
-        if asked == "matched" and source is None:
-            raise BadInput(words, "Choose grey_values=auto, or a model with such a record.")
+        why = "they are as in the scans that the model learnt from" if known else source
+        words = f"Grey values stay as they are: {why}."
+        if asked == "matched" and not known:
+            raise BadInput(words, "Choose grey_values=auto, or another model.")
         reporter.log(words)
         return replace(as_they_are, words=words)
     matched = [followed(scan, curve) for scan in scans]
@@ -93,16 +93,18 @@ def match_grey_values(
             return replace(as_they_are, words=words)
     reporter.log(words)
     seen = [
-        _seen_anew(facts, scan, setting, network, anatomy, reporter)
+        with_other_grey_values(facts, scan, network, anatomy, setting.entry.window, setting.device, reporter)
         for facts, scan in zip(statistics, matched, strict=True)
     ]
-    return Match(matched, seen, replace(base, intensity=replace(base.intensity, curve=curve)), curve, words)
+    return Match(matched, seen, replace(base, intensity=replace(base.intensity, curve=curve)), words)
 
 
-def _source(entry: ModelEntry) -> SiteStatistics | None:
-    """The grey values of the base's training scans; None where it does not say, or for CT, whose numbers mean something."""
-    if entry.modality == "CT" or "site" not in entry.record:
-        return None
+def _source_or_reason(entry: ModelEntry) -> SiteStatistics | str:
+    """The grey values of the base's training scans, or why there is nothing to match with."""
+    if entry.modality == "CT":
+        return f"'{entry.id}' is a model for CT, whose numbers mean something"
+    if "site" not in entry.record:
+        return f"the record of '{entry.id}' does not say which ones it learnt from"
     return read_site(entry.record["site"])
 
 
@@ -146,20 +148,3 @@ def is_no_worse(before: Evidence, after: Evidence, entry: ModelEntry) -> bool:
     if status_of(values, LIMITS) == REFUSED:
         return False
     return values["confidence_drop"] <= 0 and values["transform_drop"] <= LIMITS["transform_drop"].warn
-
-
-def _seen_anew(
-    facts: ScanStatistics,
-    scan: Prepared,
-    setting: SiteSetting,
-    network: nn.Module,
-    anatomy: Anatomy,
-    reporter: Reporter,
-) -> ScanStatistics:
-    """A scan's statistics where only its grey values have changed."""
-
-    def run(place):
-        return layer_moments(network, anatomy, scan, setting.entry.window, place, reporter)
-
-    layers = within_memory(run, setting.device, f"A scan of {scan.source.describe()}", reporter)
-    return replace(facts, features={**facts.features, GREY: grey_quantiles(scan)}, layers=layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from peftseg.adabn import copy_statistics, recalibrate, restore_statistics, running_norms
 from peftseg.adapters.base import Attached
-from peftseg.device import choose_precision, is_out_of_memory, release_memory, within_memory
+from peftseg.device import choose_precision, fits, within_memory
 from peftseg.early_head import EarlyBranch, load_early_head, load_head_state
 from peftseg.early_levels import find_levels
 from peftseg.errors import BadInput
@@ -255,12 +256,9 @@ def _recalibrate(
             attached.network.to(device)
 
     while (largest := max(map(len, batches.steps(0)))) > 1:
-        try:
-            return run(device)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        release_memory()  # outside of the except block: the error's traceback holds the tensors
+        done = fits(partial(run, device))
+        if done is not None:
+            return done[0]
         batches = replace(batches, per_step=largest // 2)
         reporter.warning(f"Out of memory: recalibrating with {largest // 2} parts at once.")
     return within_memory(run, device, f"Recalibration on parts of {batches.patch} voxels", reporter)

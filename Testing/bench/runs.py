@@ -1,4 +1,4 @@
-"""Runs of a comparison on real data, several at a time, each in a process of its own, kept in a CSV file.
+"""Runs on real data, several at a time, kept in a CSV file: of a comparison each in a process of its own.
 
 What the file holds is not run again. Time on the clock ("seconds") is taken at low priority beside other work and says
 little; "cpu_seconds" and "memory_added_mib" are of one run alone.
@@ -6,19 +6,23 @@ little; "cpu_seconds" and "memory_added_mib" are of one run alone.
 
 from __future__ import annotations
 
+import argparse
 import os
 import pkgutil
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, Protocol
 
+ROOT = Path(__file__).resolve().parents[2]
 Key = tuple[str, str, int, int]  # task, candidate, shots and draw, as in the CSV file
 # Task, candidate, shots, draw, epochs (None: the engine's own) and id of the base.
 Job = tuple[object, object, int, int, "int | None", str]
@@ -76,6 +80,70 @@ def keep_rows(
     for found in in_own_processes(function, missing, workers, start):
         append_rows(out, found)
         _tell(found)
+
+
+class KeyedJob(Protocol):
+    """A job of which the key says which row of the CSV file is its own."""
+
+    def key(self) -> tuple[str, ...]:
+        """As in the CSV file."""
+        ...
+
+
+def add_rows(
+    function: Callable[[Any], dict[str, Any]],
+    jobs: Iterable[KeyedJob],
+    path: Path,
+    workers: int,
+    keys: Sequence[str],
+    facts: Sequence[str],
+    measures: Sequence[str],
+) -> None:
+    """Call a function for every job that the CSV file does not hold, `workers` at a time, and add its one row.
+
+    Workers stay for all jobs, so that what they cache serves the next one, too. Keys and facts are printed.
+    """
+    from peftseg.compare_rows import append_rows, read_rows
+
+    told = (*keys, *facts)
+    done = {tuple(row[key] for key in keys) for row in read_rows(path, told)}
+    missing = [job for job in jobs if job.key() not in done]
+    print(f"{len(missing)} runs to do", flush=True)
+    with ProcessPoolExecutor(workers) as pool:
+        for future in as_completed([pool.submit(function, job) for job in missing]):
+            row = future.result()
+            append_rows(path, [row], (*told, *measures))
+            print(*(row.get(column, "") for column in told), flush=True)
+
+
+def run_or_print(
+    doc: str | None,
+    rows: Path,
+    run_stage: Callable[[argparse.Namespace], None],
+    print_stage: Callable[[Path], None],
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda _: None,
+) -> None:
+    """The command line of a script with the stages `run` and `table`.
+
+    Parameters
+    ----------
+    rows : Path
+        The committed rows, the default of `--rows`.
+    run_stage, print_stage : callable
+        Get the arguments (`data`, `rows`, `workers` and those of `add_options`), and the file of rows.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("run", "table"))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--rows", type=Path, default=rows)
+    parser.add_argument("--workers", type=int, default=2)
+    add_options(parser)
+    arguments = parser.parse_args()
+    if arguments.stage == "table":
+        print_stage(arguments.rows)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    run_stage(arguments)
 
 
 def in_own_processes(

@@ -13,14 +13,13 @@ scans choose nothing. Resumable. Needs the real volumes (`--data`, default `../s
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runs import keep_rows
+from runs import keep_rows, run_or_print
 from site_gate import BASE, ixi_values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,27 +229,22 @@ def print_scores(base: str, rows: list[dict[str, str]]) -> None:
 
 def print_recovered(rows: list[dict[str, str]]) -> None:
     """Share of the gap between source and upper bound that is closed, where it is at least five points."""
-    from peftseg.compare_rows import mean_of, score_table
+    from peftseg.compare_rows import in_common_draws, mean_of, score_table
 
     targets = list(dict.fromkeys(row["task"] for row in rows))
     print(f"\n| recovered share of the gap | {' | '.join(targets)} |\n|---|{'---|' * len(targets)}")
     for candidate in PRESETS:
         cells = []
         for target in targets:
-            tables = score_table(common_draws(rows, target, (SOURCE, candidate, UPPER)))
-            if not tables:
+            compared = (SOURCE, candidate, UPPER)
+            own = [row for row in rows if row["task"] == target and row["candidate"] in compared]
+            tables = score_table(in_common_draws(own)[0])
+            if len(tables) < len(compared):
                 cells.append("")
                 continue
-            low, here, high = (mean_of(tables[target, c, "all"]) for c in (SOURCE, candidate, UPPER))
+            low, here, high = (mean_of(tables[target, c, "all"]) for c in compared)
             cells.append(f"{(here - low) / (high - low):.0%}" if high - low >= GAP else f"no gap ({high - low:+.3f})")
         print(f"| {candidate} | {' | '.join(cells)} |")
-
-
-def common_draws(rows: list[dict[str, str]], target: str, candidates: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of these candidates at a target, from draws that all of them have been run in."""
-    own = [row for row in rows if row["task"] == target and row["candidate"] in candidates]
-    draws = set.intersection(*({row["draw"] for row in own if row["candidate"] == c} for c in candidates))
-    return [row for row in own if row["draw"] in draws]
 
 
 def print_verdicts(rows: list[dict[str, str]]) -> None:
@@ -277,24 +271,23 @@ def print_verdicts(rows: list[dict[str, str]]) -> None:
         print(f"| {candidate} | {' | '.join(str(len(v)) for v in changes.values())} | {' | '.join(least)} |")
 
 
-def main() -> None:
-    """Parse the command line and run a stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("run", "table"))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--rows", type=Path, default=ROWS)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which sources and how many seeds."""
     parser.add_argument("--two-d", type=Path, default=None, help="MODELDIR of brain-t1-2d")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    if arguments.stage == "table":
-        print_tables(arguments.rows)
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def run_stage(arguments: argparse.Namespace) -> None:
+    """Run what the CSV file does not hold."""
     bases = [BASE, *([str(arguments.two_d.absolute())] if arguments.two_d else [])]
     jobs = all_jobs(arguments.data, bases, arguments.seeds)
     keyed = [((job.task, job.candidate, SCANS, job.seed), (job,)) for job in jobs]
     keep_rows(run, keyed, arguments.rows, arguments.workers)
+
+
+def main() -> None:
+    """Parse the command line and run a stage."""
+    run_or_print(__doc__, ROWS, run_stage, print_tables, add_options)
 
 
 if __name__ == "__main__":

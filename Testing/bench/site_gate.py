@@ -13,15 +13,15 @@ they are. Resumable. Needs the real volumes (`--data`, default `../shared/data`)
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from runs import add_rows, run_or_print
 
 if TYPE_CHECKING:
     from peftseg.segmenter import Segmenter
@@ -260,18 +260,9 @@ def ixi_values(data: Path) -> dict[str, int]:
 
 def run_missing(jobs: Iterable[Job], path: Path, workers: int) -> None:
     """Run what the CSV file does not hold, `workers` at a time with one thread each."""
-    from peftseg.compare_rows import append_rows
     from peftseg.gate_measures import MEASURES
 
-    done = {tuple(row[key] for key in KEYS) for row in read_trials(path)}
-    missing = [job for job in jobs if job.key() not in done]
-    print(f"{len(missing)} trials to do", flush=True)
-    with ProcessPoolExecutor(workers) as pool:
-        futures = [pool.submit(run_job, job) for job in missing]
-        for future in as_completed(futures):
-            row = future.result()
-            append_rows(path, [row], (*KEYS, *FACTS, *MEASURES))
-            print(*(row.get(key, "") for key in (*KEYS, *FACTS)), flush=True)
+    add_rows(run_job, jobs, path, workers, KEYS, FACTS, tuple(MEASURES))
 
 
 def trials_of(rows: Iterable[dict[str, str]], families: Iterable[str]) -> list:
@@ -373,20 +364,16 @@ def print_families(rows: list[dict[str, str]]) -> None:
             )
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How many sites are tried."""
+    parser.add_argument("--seeds", type=int, default=1, help="sites of each judged family and strength")
+
+
 def main() -> None:
     """Parse the command line and run a stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("run", "table"))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--seeds", type=int, default=1, help="sites of each judged family and strength")
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    if arguments.stage == "table":
-        print_tables(arguments.rows)
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    run_missing(all_jobs(arguments.data, arguments.seeds), arguments.rows, arguments.workers)
+    run_or_print(
+        __doc__, ROWS, lambda a: run_missing(all_jobs(a.data, a.seeds), a.rows, a.workers), print_tables, add_options
+    )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ volumes (`--data`, default `../shared/data`).
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runs import in_own_processes
+from runs import add_rows, run_or_print
 from site_gate import BASE, ixi_values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,28 +135,11 @@ def score(job: Job, cases: list, scans: list) -> float:
     return float(np.nanmean(found))
 
 
-def run_missing(jobs: list[Job], path: Path, workers: int) -> None:
-    """Run what the CSV file does not hold."""
-    from peftseg.compare_rows import append_rows
-
-    done = {tuple(row[key] for key in KEYS) for row in rows_of(path)}
-    missing = [(job,) for job in jobs if job.key() not in done]
-    print(f"{len(missing)} sites to do", flush=True)
-    for row in in_own_processes(run, missing, workers):
-        append_rows(path, [row], (*KEYS, *FACTS, *MEASURES))
-        print(*(row[key] for key in (*KEYS, *FACTS)), flush=True)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Rows of the CSV file; none where it does not exist."""
-    from peftseg.compare_rows import read_rows
-
-    return read_rows(path, (*KEYS, *FACTS))
-
-
 def print_table(path: Path) -> None:
     """What matching does to the base at each site, and whether the rule keeps it."""
-    rows = rows_of(path)
+    from peftseg.compare_rows import read_rows
+
+    rows = read_rows(path, (*KEYS, *FACTS))
     print("| site | strength | seed | Dice of the base | change | rule |\n|---|---|---|---|---|---|")
     for row in rows:
         rule = "usual" if row["curve"] == "False" else "matched" if row["kept"] == "True" else "as they are"
@@ -173,19 +155,14 @@ def print_table(path: Path) -> None:
     )
 
 
+def run_stage(arguments: argparse.Namespace) -> None:
+    """Run what the CSV file does not hold."""
+    add_rows(run, all_jobs(arguments.data), arguments.rows, arguments.workers, KEYS, FACTS, MEASURES)
+
+
 def main() -> None:
     """Parse the command line and run a stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("run", "table"))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    if arguments.stage == "table":
-        print_table(arguments.rows)
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    run_missing(all_jobs(arguments.data), arguments.rows, arguments.workers)
+    run_or_print(__doc__, ROWS, run_stage, print_table)
 
 
 if __name__ == "__main__":

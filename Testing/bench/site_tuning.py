@@ -11,10 +11,9 @@ simpler one. Resumable. Needs the real volumes (`--data`, default `../shared/dat
 
 from __future__ import annotations
 
-import argparse
-import os
 from pathlib import Path
 
+from runs import run_or_print
 from site_gate import Job, Way, read_trials, run_missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,17 +74,7 @@ def print_table(path: Path) -> None:
 
 def main() -> None:
     """Parse the command line and run a stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("run", "table"))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    if arguments.stage == "table":
-        print_table(arguments.rows)
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    run_missing(all_jobs(arguments.data), arguments.rows, arguments.workers)
+    run_or_print(__doc__, ROWS, lambda a: run_missing(all_jobs(a.data), a.rows, a.workers), print_table)
 
 
 if __name__ == "__main__":

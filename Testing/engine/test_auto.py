@@ -14,12 +14,12 @@ from peftseg.adapter_file import load_adapter
 from peftseg.adapter_training import make_setting, predict_masks, starting_network, train_adapter
 from peftseg.adapters import METHODS, attach, check_options
 from peftseg.auto_choices import starters, variations
-from peftseg.auto_search import FILE, Search, write_search
+from peftseg.auto_search import Search, write_search
 from peftseg.check import run_check
 from peftseg.config import AdaptJob, CheckJob
 from peftseg.dataset import load_scans
 from peftseg.errors import BadInput, JobCancelled, TrainingFailed
-from peftseg.events import CANCEL, STOP_KEEP, Reporter
+from peftseg.events import CANCEL, STOP_KEEP, TRIALS_FILE, Reporter
 from peftseg.metrics import dice
 from peftseg.models import resolve
 from peftseg.segmenter import adapter_segmenter, segment_volume
@@ -85,7 +85,7 @@ def decided(setting, scans, tmp_path, scores: dict[str, list[float]]) -> auto.De
     """The decision by scores that a search has found already; its time is used, so that nothing more is tried."""
     search = Search(choices=len(scores), epochs=3, limit=100.0, spent=0.0)
     search.scores = {label: dict(enumerate(values)) for label, values in scores.items()}
-    write_search(tmp_path / FILE, search)
+    write_search(tmp_path / TRIALS_FILE, search)
     reporter = Reporter.silent()
     reporter.checkpoint = tmp_path / "checkpoint.safetensors"
     return auto.choose(setting, scans, reporter)
@@ -191,7 +191,7 @@ def test_a_search_that_goes_on_repeats_no_trial_and_decides_the_same(model, item
     reporter = Reporter.silent()
     reporter.checkpoint = tmp_path / "checkpoint.safetensors"
     whole = auto.choose(setting, loaded, reporter)
-    record = json.loads((tmp_path / FILE).read_text())
+    record = json.loads((tmp_path / TRIALS_FILE).read_text())
     assert record["spent"] > 0
 
     def forbidden(*_arguments):
@@ -256,7 +256,7 @@ def test_a_search_that_is_stopped_on_the_first_scan_names_what_was_not_tried(mod
 def test_a_search_that_went_on_and_is_stopped_uses_an_adapter_that_it_has(setting, scans, tmp_path, monkeypatch):
     search = Search(choices=2, epochs=3, limit=1e6, spent=12.0)
     search.scores = {PROBE: {0: 0.66}, FULL: {0: 0.7}}
-    write_search(tmp_path / FILE, search)
+    write_search(tmp_path / TRIALS_FILE, search)
     adapted = stopped_at(monkeypatch, setting, scans, [0.6], FULL, 2, tmp_path)
     assert adapted.setting.method == adapted.choice["method"] == "linear_probe"
     assert any(f"of {FULL} no adapter is left" in sentence for sentence in adapted.choice["why"])

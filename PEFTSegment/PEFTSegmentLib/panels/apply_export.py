@@ -18,7 +18,8 @@ from peftseg.errors import BadInput
 from peftseg.events import Event
 from peftseg.models import Structure
 
-from .. import dialogs, dicom_scans, exchange, results, scans, structures, work
+from .. import dicom_scans, exchange, results, scans, structures, work
+from ..endings import settle
 from ..panel import enable
 from ..runner import Task
 from .apply_study_load import LOADED, SourceFiles
@@ -166,11 +167,10 @@ class Exporting:
         if task.active:
             self._context.refresh()
             return
-        if task.state == "finished":
-            self._message = _("Written: {path}").format(path=task.ending["output"])
-        elif task.state == "failed":
-            dialogs.show_later(dialogs.problem_of_event(task.ending, _("The result was not exported.")))
-        self._context.runner.forget(task)
+        settle(self._context, task, self._written, _("The result was not exported."))
+
+    def _written(self, task: Task) -> None:
+        self._message = _("Written: {path}").format(path=task.ending["output"])
         self._context.refresh()
 
     def look_again(self) -> None:

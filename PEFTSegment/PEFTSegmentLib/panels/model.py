@@ -16,6 +16,7 @@ from peftseg.models import ModelEntry
 
 from .. import dialogs, scans, work
 from ..commands import Command
+from ..endings import settle
 from ..panel import Panel, enable
 from ..runner import Task
 from . import model_text
@@ -258,17 +259,8 @@ class ModelPanel(Panel):
                 work.segment(self.context, [scan], PURPOSE, title, model=entry.id)
 
     def _hear(self, task: Task, events: list[Event]) -> None:
-        if task.active:
-            return
-        failed = _("The model could not be tried.")
-        try:
-            if task.state == "finished":
-                self._take(task)
-        except Exception as error:
-            dialogs.show_later(dialogs.problem_of(error, failed))
-        if task.state == "failed":
-            dialogs.show_later(dialogs.problem_of_event(task.ending, failed))
-        self.context.runner.forget(task)
+        if not task.active:
+            settle(self.context, task, self._take, _("The model could not be tried."))
 
     def _take(self, task: Task) -> None:
         record = work.outcomes(task)[0]

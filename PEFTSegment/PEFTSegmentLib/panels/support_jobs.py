@@ -17,6 +17,7 @@ from peftseg.models import Structure
 
 from .. import dialogs, exchange, scans, structures, support, work
 from ..context import Context
+from ..endings import settle
 from ..runner import Task
 from ..support import Row
 from .adapt_choices import LibraryCache
@@ -118,20 +119,8 @@ class SupportJobs:
         return any(t.active and (scan is None or token in t.note["scans"]) for t in self.context.runner.of(purpose))
 
     def _presegmented(self, task: Task, events: list) -> None:
-        self._ended(task, self._outlined, _("The scan was not pre-segmented."))
-
-    def _ended(self, task: Task, take: Callable[[Task], None], failed: str) -> None:
-        """Take the result of a job that has ended, or say why there is none; it is forgotten in any case."""
-        if task.active:
-            return
-        try:
-            if task.state == "finished":
-                take(task)
-        except Exception as error:
-            dialogs.show_later(dialogs.problem_of(error, failed))
-        if task.state == "failed":
-            dialogs.show_later(dialogs.problem_of_event(task.ending, failed))
-        self.context.runner.forget(task)
+        if not task.active:
+            settle(self.context, task, self._outlined, _("The scan was not pre-segmented."))
 
     def _outlined(self, task: Task) -> None:
         record = work.outcomes(task)[0]
@@ -208,7 +197,8 @@ class SupportJobs:
         return task
 
     def _rank_done(self, task: Task, events: list) -> None:
-        self._ended(task, self._take_ranking, _("The scans were not ranked."))
+        if not task.active:
+            settle(self.context, task, self._take_ranking, _("The scans were not ranked."))
 
     def _take_ranking(self, task: Task) -> None:
         tokens = task.note["scans"]
