@@ -1,7 +1,7 @@
 """The comparison of all methods on real data: rates from support folds, then test scans, scored once.
 
     python Testing/bench/experiment.py rates     # learning rates of every method, by one rule, from support scans only
-    python Testing/bench/experiment.py test      # all methods at 5 shots, five of them at 1, 3 and 10; then `auto`
+    python Testing/bench/experiment.py test      # all methods and `auto` at 5 shots; five of them at 1, 3 and 10
     python Testing/bench/experiment.py table     # the tables of Docs/results/methods.md
 
 Base: `brain-t1`. Tasks: `ixi` (hippocampus, amygdala, 3rd and 4th ventricle are novel to the base; thalamus and putamen are
@@ -233,7 +233,7 @@ def tuned_candidates(regime: Regime = NOVEL) -> list:
 
 
 def score_test(data: Path, workers: int, draws: int) -> None:
-    """All methods at five shots, the telling ones at the other sizes, and `auto`, which searches beside its last training.
+    """All methods at five shots, `auto`, which searches beside its last training, and the telling ones at the other sizes.
 
     Draws are outermost, so that an early end is fair.
     """
@@ -243,9 +243,9 @@ def score_test(data: Path, workers: int, draws: int) -> None:
     chosen, rows = tasks(data, with_test=True), tuned_candidates()
     telling = [c for c in rows if c.label in TELLING]
     jobs = [job_of(t, c, SHOTS, d) for d in range(draws) for t in chosen for c in rows]
-    jobs += [job_of(t, c, k, d) for d in range(draws) for k in OTHER_SHOTS for t in chosen for c in telling]
     auto = Candidate(AUTO, AUTO, _record(NOVEL)[AUTO]["options"])
     jobs += [job_of(t, auto, SHOTS, d) for d in range(draws) for t in chosen]
+    jobs += [job_of(t, c, k, d) for d in range(draws) for k in OTHER_SHOTS for t in chosen for c in telling]
     run_missing(jobs, TEST_ROWS, workers)
 
 
