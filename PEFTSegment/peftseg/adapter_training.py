@@ -263,6 +263,7 @@ def plan_for(setting: Setting, scans: list[Scan], attached: Attached, divisor: i
         precision=setting.precision,
         seed=setting.seed,
         smaller=setting.smaller_plan,
+        frozen_until=attached.frozen_until,
     )
 
 

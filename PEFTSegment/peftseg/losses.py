@@ -7,37 +7,17 @@ MONAI's DiceCELoss has no such merging, hence this file.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
-def merge_unlabelled(logits: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities in which unlabelled structures count as background.
-
-    Parameters
-    ----------
-    logits : tensor (B, 1 + C, *spatial)
-        Row 0 is background.
-    known : bool tensor (B, C, *spatial or ones)
-        Where each structure is labelled (or known to be absent).
-
-    Returns
-    -------
-    tensor (B, 1 + C, *spatial)
-        Log-probabilities; row 0 is log(p_background + sum of p over the unlabelled structures), rows of unlabelled
-        structures are set to a large negative number.
-    """
-    log_p = F.log_softmax(logits.float(), dim=1)
-    if bool(known.all()):
-        return log_p
-    floor = torch.finfo(log_p.dtype).min / 4
-    foreground = log_p[:, 1:]
-    background = torch.cat([log_p[:, :1], foreground.masked_fill(known, floor)], dim=1).logsumexp(1, keepdim=True)
-    return torch.cat([background, foreground.masked_fill(~known, floor)], dim=1)
+SMOOTH = 1.0  # of the Dice term
 
 
 def soft_dice(
-    p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, smooth: float = 1.0
+    p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, smooth: float = SMOOTH
 ) -> torch.Tensor:
     """1 - soft Dice of each structure, pooled over the batch so that patches without the structure do not dominate.
 
@@ -58,17 +38,17 @@ def soft_dice(
     return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
-def softmax_loss(
-    logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor, dice_weight: float = 1.0
-) -> torch.Tensor:
+def softmax_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """Dice + cross-entropy of a softmax head, with unlabelled structures merged into the background.
 
     Parameters
     ----------
     logits : tensor (B, 1 + C, *spatial)
+        Row 0 is background.
     target : integer tensor (B, *spatial)
         0 background, c for the c-th structure. Where a structure is not labelled it must not occur.
     known : bool tensor (B, C, *spatial or ones)
+        Where each structure is labelled (or known to be absent). Elsewhere its probability counts as background's.
 
     Returns
     -------
@@ -76,19 +56,102 @@ def softmax_loss(
         Scalar loss. The cross-entropy averages the mean over all voxels and the mean over structures of the mean over
         their voxels, so that a structure of a hundred voxels is heard beside one of ten thousand.
     """
-    log_p = merge_unlabelled(logits, known)
-    rows = torch.arange(logits.shape[1], device=log_p.device, dtype=target.dtype)
-    # Rows one after the other in memory, as in `log_p`: beside kept features the loss is most of a step.
-    one_hot = (target.unsqueeze(1) == rows.view(-1, *[1] * (target.ndim - 1))).to(log_p.dtype)
-    present = one_hot.flatten(2).sum((0, 2))
-    # The mean over structures of the mean over their voxels is a sum over voxels, weighted by structure.
-    balanced = (present > 0) / (present.clamp_min(1) * (present > 0).sum())
-    nll = F.nll_loss(log_p, target.long(), weight=0.5 / target.numel() + 0.5 * 0.2 * balanced, reduction="sum")
-    labelled = known.flatten(2).any(2).any(0).nonzero().flatten()
-    weight = None if bool(known.all()) else known.to(log_p.dtype).expand_as(one_hot[:, 1:])
-    dice = soft_dice(log_p[:, 1:].exp(), one_hot[:, 1:], weight)
-    dice = dice[labelled].mean() if len(labelled) else nll * 0
-    return dice_weight * dice + nll
+    return _SoftmaxLoss.apply(logits, target, known)
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    """The loss with its gradient worked out by hand.
+
+    Autograd keeps several tensors of the size of the logits in float32, this keeps one. With a hundred structures they
+    would be most of a step's memory, and beside kept features they were most of its time.
+
+    With p the probabilities, P that of the merged background, q that of the target t, w the weights of the
+    cross-entropy, a and b the derivatives of the Dice term by sum(p) and by sum(p [t = c]) of each labelled structure,
+    and S = sum_c a_c p_c + b_t q, the derivative by logit c is p_c (a_c + [t = c] b_c - S + w_t) - [t = c] w_c, and that
+    by a logit of the merged background p_c (w_t - S) - [t = 0] w_0 p_c / P.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        index = target.long().unsqueeze(1)
+        everywhere = bool(known.all())
+        log_p = F.log_softmax(logits.float(), dim=1)
+        log_q = log_p.gather(1, index)
+        if not everywhere:
+            log_q = torch.where(index == 0, _log_background(log_p, known), log_q)
+        p, q = log_p.exp_(), log_q.exp()
+        present, overlap = _by_target(index, q, p.shape[1])
+        # The mean over structures of the mean over their voxels is a sum over voxels, weighted by structure.
+        balanced = (present > 0) / (present.clamp_min(1) * (present > 0).sum())
+        weights = 0.5 / target.numel() + 0.5 * 0.2 * balanced
+        nll = -(weights[index] * log_q).sum()
+        labelled = F.pad(known.flatten(2).any(2).any(0), (1, 0))  # never the background
+        share = labelled / labelled.sum().clamp_min(1)
+        twice = 2 * overlap + SMOOTH
+        total = (p.flatten(2).sum((0, 2)) if everywhere else _known_sums(p, known)) + present + SMOOTH
+        ctx.save_for_backward(p, q, target, known, weights, share * twice / total**2, -2 * share / total)
+        ctx.everywhere, ctx.dtype = everywhere, logits.dtype
+        return (share * (1 - twice / total)).sum() + nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        p, q, target, known, weights, by_sum, by_overlap = ctx.saved_tensors
+        index = target.long().unsqueeze(1)
+        w, towards = weights[index], by_overlap[index] * q
+        slope = by_sum.view(1, -1, *[1] * (p.ndim - 2))
+        if not ctx.everywhere:
+            slope = torch.cat([slope[:, :1].expand_as(known[:, :1]), slope[:, 1:] * known], dim=1)
+        found = slope + (w - towards - _dot(slope, p))
+        found *= p
+        at_target = found.gather(1, index) + towards
+        if ctx.everywhere:
+            at_target -= w
+        else:
+            at_target -= torch.where(index == 0, 0, w)
+        found.scatter_(1, index, at_target)
+        if not ctx.everywhere:
+            pull = torch.where(index == 0, w / q.clamp_min(torch.finfo(q.dtype).tiny), 0)[:, 0]
+            found[:, 0] -= p[:, 0] * pull
+            for row in range(known.shape[1]):
+                found[:, row + 1] -= p[:, row + 1] * (pull * ~known[:, row])
+        found *= gradient
+        return found.to(ctx.dtype), None, None
+
+
+def _log_background(log_p: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """(B, 1, *spatial) log-probability of the background and all that is not labelled."""
+    merged = log_p[:, 0]
+    for row in range(known.shape[1]):
+        merged = torch.logaddexp(merged, log_p[:, row + 1].masked_fill(known[:, row], -torch.inf))
+    return merged.unsqueeze(1)
+
+
+def _by_target(index: torch.Tensor, q: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each row the number of voxels whose target it is, and the sum of its probability there."""
+    flat, values = index.flatten(), q.flatten()
+    counts = torch.bincount(flat, minlength=rows)
+    if q.device.type == "cpu":
+        return counts, torch.bincount(flat, values, rows).to(q.dtype)
+    return counts, _sums_in_order(flat, values, rows)
+
+
+def _sums_in_order(flat: torch.Tensor, values: torch.Tensor, rows: int) -> torch.Tensor:
+    """The sums of `bincount` with weights, which a GPU would add up in another order each time."""
+    return torch.stack([(values * (flat == row)).sum() for row in range(rows)])
+
+
+def _known_sums(p: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """(1 + C,) sum of each row where it is labelled; 0 of the background."""
+    sums = [(p[:, row + 1] * known[:, row]).sum() for row in range(known.shape[1])]
+    return torch.stack([torch.zeros_like(sums[0]), *sums])
+
+
+def _dot(slope: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """(B, 1, *spatial) sum over rows of slope times p."""
+    if slope[0, 0].numel() > 1:
+        return (slope * p).sum(1, keepdim=True)
+    return (slope.flatten(2).mT @ p.flatten(2)).view(p.shape[0], 1, *p.shape[2:])
 
 
 def sigmoid_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

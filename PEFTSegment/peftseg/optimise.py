@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from peftseg.adapters.features import POOL, FeatureCache
+from peftseg.adapters.features import MEMORY_SHARE, FeatureCache
 from peftseg.checkpoint import Checkpoint, copy_slots, copy_state, load_slots, read_checkpoint, write_checkpoint
 from peftseg.device import activation_checkpointing, autocast, free_memory, is_out_of_memory, release_memory
 from peftseg.errors import OutOfMemory, TrainingFailed
@@ -27,7 +27,6 @@ from peftseg.patches import Scan, sample_batch
 from peftseg.schedule import History, Schedule, cosine_factor, epoch_steps, epochs_in_time, has_converged, smoothed
 
 CHECKPOINT_EVERY_S = 20.0
-FEATURES_SHARE = 0.25  # of the free memory, for features that are computed once
 
 
 class Trainable(Protocol):
@@ -205,7 +204,7 @@ class _Loop:
         self.good = self._snapshot()
 
     def _try_epoch(self) -> float:
-        sampled = self.epoch if self.features is None else self.epoch % POOL
+        sampled = self.epoch if self.features is None else self.epoch % self.schedule.pool
         steps = epoch_steps(len(self.scans), sampled, self.schedule)
         share = self.history.share(self.epoch)
         factor = cosine_factor(self.epoch, share, self.schedule.warmup_epochs) * self.history.rate_factor
@@ -309,6 +308,8 @@ class _Loop:
 
     def keep_to_budget(self) -> None:
         """Plan the number of epochs anew where epochs take much longer or shorter than expected."""
+        if self.features is not None and self.epoch <= self.schedule.pool:
+            return  # while features are computed, epochs say nothing about the later ones
         planned = epochs_in_time(self.history, self.schedule)
         if planned != self.history.planned and not self.history.stopped:
             self.reporter.log(f"Plan changed from {self.history.planned} to {planned} epochs to use the time budget.")
@@ -384,7 +385,7 @@ def _feature_cache(trainable: Trainable, device: torch.device, reporter: Reporte
     """For a network that is frozen up to its head, a cache of features; empty where the system ran out of memory."""
     if not trainable.frozen_until:
         return None
-    limit = 0 if reporter.smaller_plan else int(FEATURES_SHARE * free_memory(device))
+    limit = 0 if reporter.smaller_plan else int(MEMORY_SHARE * free_memory(device))
     return FeatureCache(trainable.network, trainable.frozen_until, limit)
 
 

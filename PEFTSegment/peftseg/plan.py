@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from peftseg.adapters.features import MEMORY_SHARE as FEATURES_SHARE
+from peftseg.adapters.features import POOL
 from peftseg.config import CPU_BUDGET_MINUTES
 from peftseg.device import autocast, choose_precision, free_memory, is_out_of_memory
 from peftseg.errors import BadInput, OutOfMemory
@@ -25,6 +27,7 @@ FEWEST_EPOCHS = 24
 SMALLEST_TIMED_PATCH = 48**3  # smaller ones learnt nothing in the demo (28x28x28: Dice 0 for the gallbladder)
 PAPER_PATCHES = 6
 MEMORY_SHARE = 0.8
+KEPT_STEP = 0.1  # time of a step on kept features, as a share of one that computes them
 STEP_OVERHEAD = 1.15  # patch cutting, optimiser and reporting, beside forward and backward
 
 
@@ -38,11 +41,14 @@ class StepCost:
         Time, and activations kept for the backward pass, per voxel of a patch.
     fixed_bytes : int
         Weights, gradients and AdamW's two moments.
+    feature_bytes_per_voxel : float
+        Features before the head, where they are computed once and kept; else 0.
     """
 
     seconds_per_voxel: float
     bytes_per_voxel: float
     fixed_bytes: int
+    feature_bytes_per_voxel: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,12 @@ def safe_precision(precision: str, device: torch.device, patch: tuple[int, int, 
 
 
 def measure_step(
-    network: nn.Module, device: torch.device, probe: tuple[int, int, int], precision: str, in_channels: int = 1
+    network: nn.Module,
+    device: torch.device,
+    probe: tuple[int, int, int],
+    precision: str,
+    in_channels: int = 1,
+    frozen_until: str = "",
 ) -> StepCost:
     """Time one forward and backward pass on a small patch and count the bytes kept between them.
 
@@ -117,6 +128,8 @@ def measure_step(
     ----------
     probe : tuple of int
         Patch to measure on, in voxels; costs grow in proportion to voxels.
+    frozen_until : str
+        Name of the module before which nothing trains, if there is one: its input can be kept.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -132,6 +145,12 @@ def measure_step(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    features = []
+    hook = None
+    if frozen_until:
+        hook = network.get_submodule(frozen_until).register_forward_pre_hook(
+            lambda _, inputs: features.append(inputs[0].numel() * inputs[0].element_size())
+        )
     network.train()
     times = []
     for _ in range(3):
@@ -147,11 +166,14 @@ def measure_step(
             parameter.grad = None
         if sum(times) > 6:
             break
+    if hook is not None:
+        hook.remove()
     for name, buffer in network.named_buffers():
         buffer.copy_(statistics[name])
     voxels = math.prod(probe)
-    outputs = 16 * output.shape[1]  # loss: probabilities, one-hot truth and their gradients in fp32
-    return StepCost(min(times) / voxels, sum(kept.values()) / voxels + outputs, fixed)
+    outputs = 16 * output.shape[1]  # loss: probabilities, gradient and what partial labels take, in fp32
+    kept_features = features[0] / voxels if features else 0.0
+    return StepCost(min(times) / voxels, sum(kept.values()) / voxels + outputs, fixed, kept_features)
 
 
 def make_plan(
@@ -167,6 +189,7 @@ def make_plan(
     seed: int = 0,
     smaller: bool = False,
     max_epochs: int = MAX_EPOCHS,
+    frozen_until: str = "",
 ) -> Plan:
     """Plan the training of an attached network on scans of these shapes (voxels of the model grid).
 
@@ -178,6 +201,9 @@ def make_plan(
         Fixed number of epochs; a budget then only stops the training.
     smaller : bool
         Plan for half the free memory: the system killed the first try.
+    frozen_until : str
+        Name of the module before which nothing trains, if there is one: features are computed once, of as many epochs'
+        patches as a quarter of the free memory holds.
 
     Raises
     ------
@@ -194,7 +220,7 @@ def make_plan(
     axes = zip(patch, per_axis(divisor), strict=True)
     probe = tuple(min(size, max(2 * d, round_up(32, d))) for size, d in axes)
     try:
-        cost = measure_step(network, device, probe, precision)
+        cost = measure_step(network, device, probe, precision, frozen_until=frozen_until)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -220,25 +246,49 @@ def make_plan(
         budget = CPU_BUDGET_MINUTES
     timed = _fit_time(draft, cost, len(shapes), budget, divisor, fixed_epochs=epochs is not None)
     fitted = _fit_memory(timed, cost, free, divisor)
+    fitted = replace(fitted, pool=_pool(fitted, cost, len(shapes), free))
     fitted = replace(fitted, precision=safe_precision(fitted.precision, device, fitted.patch, divisor))
     seconds = None if budget is None else budget * 60
     if seconds is not None and epochs is None:
         fitted = replace(fitted, max_epochs=max_epochs, budget_s=seconds)
         seconds *= OVERRUN
-    return Plan(fitted, expected_seconds(fitted, cost, len(shapes)), expected_memory(fitted, cost), free, seconds)
+    memory = expected_memory(fitted, cost)
+    if cost.feature_bytes_per_voxel:
+        memory += min(FEATURES_SHARE * free, fitted.pool * _feature_bytes(fitted, cost, len(shapes)))
+    return Plan(fitted, expected_seconds(fitted, cost, len(shapes)), memory, free, seconds)
 
 
 def expected_seconds(schedule: Schedule, cost: StepCost, n_scans: int) -> float:
     """Expected training time in s."""
-    voxels = math.prod(schedule.patch) * schedule.patches_per_scan * n_scans
     slower = 1.35 if schedule.checkpointing else 1.0
-    return schedule.epochs * voxels * cost.seconds_per_voxel * STEP_OVERHEAD * slower
+    seconds = _epoch_voxels(schedule, n_scans) * cost.seconds_per_voxel * STEP_OVERHEAD * slower
+    if not cost.feature_bytes_per_voxel:
+        return schedule.epochs * seconds
+    computed = min(schedule.epochs, schedule.pool)
+    return (computed + KEPT_STEP * (schedule.epochs - computed)) * seconds
 
 
 def expected_memory(schedule: Schedule, cost: StepCost) -> float:
     """Expected peak memory in bytes."""
     kept = 0.35 if schedule.checkpointing else 1.0
     return cost.fixed_bytes + math.prod(schedule.patch) * schedule.micro_batch * cost.bytes_per_voxel * kept
+
+
+def _epoch_voxels(schedule: Schedule, n_scans: int) -> int:
+    return math.prod(schedule.patch) * schedule.patches_per_scan * n_scans
+
+
+def _pool(schedule: Schedule, cost: StepCost, n_scans: int, free: float) -> int:
+    """How many epochs' patches to use again and again, so that their features can be kept: at least one's."""
+    if not cost.feature_bytes_per_voxel:
+        return schedule.pool
+    share = 0.9 * FEATURES_SHARE  # when training begins, a little less may be free
+    return max(1, min(POOL, int(share * free / _feature_bytes(schedule, cost, n_scans))))
+
+
+def _feature_bytes(schedule: Schedule, cost: StepCost, n_scans: int) -> float:
+    """Bytes to keep of an epoch: features, and a byte of truth a voxel."""
+    return _epoch_voxels(schedule, n_scans) * (cost.feature_bytes_per_voxel + 1)
 
 
 def _fit_time(
@@ -251,6 +301,8 @@ def _fit_time(
     while True:
         one = expected_seconds(replace(schedule, epochs=1), cost, n_scans)
         affordable = int(budget / one)
+        if cost.feature_bytes_per_voxel and affordable > schedule.pool:
+            affordable = schedule.pool + int((budget / one - schedule.pool) / KEPT_STEP)
         if affordable >= FEWEST_EPOCHS:
             return replace(schedule, epochs=min(schedule.epochs, affordable))
         smaller = _smaller_patch(schedule.patch, divisor)

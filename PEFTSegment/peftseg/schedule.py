@@ -10,6 +10,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftseg.adapters.features import POOL
 from peftseg.patches import Augmentation, rng_for
 
 SMOOTHING_EPOCHS = 10
@@ -42,6 +43,8 @@ class Schedule:
         "fp32", "bf16" or "fp16".
     max_epochs, budget_s : int, float or None
         With a budget in seconds, the number of epochs follows the time that epochs really take, up to the maximum.
+    pool : int
+        Where features before the head are kept, the patches of this many epochs come again and again.
     early_stop : bool
         Stop when the 10-epoch mean of the loss improved by at most 1 % over 20 epochs (see `has_converged`).
     """
@@ -55,6 +58,7 @@ class Schedule:
     precision: str = "fp32"
     max_epochs: int = 0
     budget_s: float | None = None
+    pool: int = POOL
     early_stop: bool = True
     warmup_epochs: int = 2
     clip_norm: float = 1.0

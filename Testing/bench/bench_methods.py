@@ -7,8 +7,9 @@
 
 Networks: the SegResNet of `brain-t1` at its window, and SwinUNETR with 48 features. Steps and epochs are those of the
 engine's own loop, augmentation included, one patch a step. Ratios are medians over pairs that ran one after the other,
-with their middle half in brackets; on a processor that other programs use too, the ratio of the processor's time says more
-than that of the clock. Set OMP_WAIT_POLICY=PASSIVE there, so that threads which wait are not measured.
+with their middle half in brackets, and stand beside their aim; on a processor that other programs use too, the ratio of
+the processor's time says more than that of the clock. Set OMP_WAIT_POLICY=PASSIVE there, so that threads which wait are
+not measured.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ RIVALS = {
     "arena and decoder": ("arena", {}, True),
 }
 CANDIDATES = {FULL: (FULL, {}, False), **RIVALS}
-LABELS = {"segresnet": list(CANDIDATES), "swinunetr": [FULL, "lora", "arena", "lora, all layers"]}
+LABELS = {"segresnet": list(CANDIDATES), "swinunetr": [FULL, "lora", "arena", "lora, all layers", "arena, all layers"]}
 STEP_ROUNDS = {"segresnet": 15, "swinunetr": 3}
 MEMORY_RUNS = 3
 EPOCH_ROUNDS = {"segresnet": 7, "swinunetr": 1}
 FILE_ROUNDS = 3
 PARTS = ("steps", "memory", "probe", "files")
+# Aims: a step and its memory over those of full fine-tuning, an epoch without kept features over one with, seconds.
+MOST_STEP, MOST_MEMORY, LEAST_PROBE, MOST_FILE_S = 1.05, 1.0, 10.0, 2.0
 
 
 def make_network(name: str) -> tuple[nn.Module, Anatomy]:
@@ -121,13 +124,23 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(ordered):.3f} ({ordered[quarter]:.3f} to {ordered[-1 - quarter]:.3f})"
 
 
-def tell_times(title: str, rounds: list[dict[str, tuple[float, float]]], base: str) -> None:
-    """Print each candidate's median time and its ratio to the base's in the same round."""
+def verdict(value: float, most: float | None = None, least: float | None = None) -> str:
+    """The aim, and whether a value meets it."""
+    if most is not None:
+        return f"aim at most {most:g}: {'met' if value <= most else 'MISSED'}"
+    return f"aim at least {least:g}: {'met' if value >= least else 'MISSED'}"
+
+
+def tell_times(
+    title: str, rounds: list[dict[str, tuple[float, float]]], base: str, aims: dict[str, dict[str, float]]
+) -> None:
+    """Print each candidate's median time and its ratio to the base's in the same round; aims are of that ratio."""
     print(f"{title}, {len(rounds)} rounds", flush=True)
     for label in rounds[0]:
         clock, processor = ([row[label][i] / row[base][i] for row in rounds] for i in (0, 1))
         seconds = statistics.median(row[label][0] for row in rounds)
-        print(f"  {label}: {seconds:.3f} s, / {base}: clock {spread(clock)}, processor {spread(processor)}")
+        aim = f"; {verdict(statistics.median(processor), **aims[label])}" if label in aims else ""
+        print(f"  {label}: {seconds:.3f} s, / {base}: clock {spread(clock)}, processor {spread(processor)}{aim}")
 
 
 def bench_steps(device: torch.device) -> None:
@@ -143,7 +156,8 @@ def bench_steps(device: torch.device) -> None:
             times = {x: timed(partial(step, loops[x], number), device) for x in order}
             rounds.append({x: times[x] for x in labels})
         precision = loops[FULL].schedule.precision
-        tell_times(f"training step, {name} {WINDOWS[name]} on {device} in {precision}", rounds, FULL)
+        aims = {label: {"most": MOST_STEP} for label in labels if label != FULL}
+        tell_times(f"training step, {name} {WINDOWS[name]} on {device} in {precision}", rounds, FULL, aims)
 
 
 def peak_of(name: str, label: str, device: torch.device) -> tuple[float, float]:
@@ -169,7 +183,8 @@ def bench_memory(device: torch.device) -> None:
             ratios = [row[label][0] / row[FULL][0] for row in rounds]
             print(
                 f"  {label}: {statistics.median(peaks):.0f} MiB, / {FULL}: {spread(ratios)}; "
-                f"above the network at rest {statistics.median(risen):.0f} MiB",
+                f"above the network at rest {statistics.median(risen):.0f} MiB"
+                + ("" if label == FULL else f"; {verdict(statistics.median(ratios), most=MOST_MEMORY)}"),
                 flush=True,
             )
 
@@ -193,7 +208,7 @@ def bench_probe(device: torch.device) -> None:
             loop.run_epoch()
         rounds = [{x: timed(partial(_first_epoch, loop), device) for x, loop in loops.items()} for _ in range(count)]
         title = f"epoch of {SCANS} steps, {name} {WINDOWS[name]} on {device} in {loops['decoder'].schedule.precision}"
-        tell_times(title, rounds, "kept features")
+        tell_times(title, rounds, "kept features", {"no kept features": {"least": LEAST_PROBE}})
 
 
 def _first_epoch(loop: _Loop) -> None:
@@ -231,7 +246,9 @@ def bench_files() -> None:
             continue
         parts = " + ".join(f"{statistics.median(column):.2f}" for column in zip(*rounds, strict=True))
         sums = sorted(map(sum, rounds))
-        print(f"  {method}: {parts}, sum {statistics.median(sums):.2f} s (to {sums[-1]:.2f})", flush=True)
+        total = statistics.median(sums)
+        aim = verdict(total, most=MOST_FILE_S)
+        print(f"  {method}: {parts}, sum {total:.2f} s (to {sums[-1]:.2f}); {aim}", flush=True)
 
 
 def main() -> None:

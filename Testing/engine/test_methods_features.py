@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -63,12 +65,27 @@ def fitted(method: str, network: str, schedule: Schedule = SCHEDULE, reporter: R
 @pytest.mark.parametrize("method", ["linear_probe", "spatial_adapter"])
 def test_training_on_kept_features_gives_the_same_numbers_as_running_the_network(method, network, monkeypatch):
     kept, history, runs = fitted(method, network)
-    monkeypatch.setattr(optimise, "FEATURES_SHARE", 0.0)
+    monkeypatch.setattr(optimise, "MEMORY_SHARE", 0.0)
     whole, expected, every = fitted(method, network)
     assert history.losses == expected.losses
     assert all(torch.equal(tensor, whole.state()[key]) for key, tensor in kept.state().items())
     # Three scans, two patches a step: two steps an epoch.
     assert (runs, every) == (2 * POOL, 2 * EPOCHS)
+
+
+def test_fewer_epochs_of_patches_need_fewer_runs_of_the_network():
+    _, history, runs = fitted("linear_probe", "segresnet-3d", replace(SCHEDULE, pool=3))
+    assert runs == 2 * 3
+    assert len(history.losses) == EPOCHS
+
+
+def test_a_plan_by_time_waits_until_features_are_kept():
+    """Epochs that compute features take all of the time budget, and still none of the planned ones is given up."""
+    schedule = replace(SCHEDULE, pool=6, budget_s=1e-9, max_epochs=EPOCHS)
+    _, history, _ = fitted("linear_probe", "segresnet-3d", schedule)
+    assert len(history.losses) == 7
+    _, other, _ = fitted("bitfit", "segresnet-3d", schedule)
+    assert len(other.losses) == 3
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-POOL = 8  # epochs with different patches; the next ones use the same again, or nothing could be kept
+POOL = 8  # epochs with different patches, at most; the next ones use the same again, or nothing could be kept
+MEMORY_SHARE = 0.25  # of the free memory
 
 
 @dataclass(frozen=True, eq=False)
