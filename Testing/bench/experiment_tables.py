@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftseg.compare_bootstrap import holm
+from peftseg.compare_bootstrap import ALPHA, holm, verdict
 from peftseg.compare_report import markdown, summaries
 from peftseg.compare_rows import (
     Difference,
@@ -29,9 +29,11 @@ Rows = list[dict[str, str]]
 SHARE = ("trained_adapter", "trained_norm", "trained_head", "trained_decoder", "trained_body", "buffers")
 PRUNING = ("adalora", "arena")  # methods that hold fewer values at the end than they trained
 REFERENCES = ("lora", "scratch", "zero-shot")  # what is subtracted, where there are rows
+AUTO = "auto"
+AUTO_AIM = 0.005  # Dice by which it may stay behind the best fixed method on the mean of the tasks
 HOLM = (
     "p-values: paired bootstrap over patients and draws, two-sided, adjusted by Holm's method for all methods of a column. "
-    "The words go by the interval, which is not adjusted."
+    f"The words go by them: better or worse below {ALPHA:g}, else a tie. Intervals are not adjusted."
 )
 
 
@@ -58,6 +60,7 @@ def print_tables(
     own = [row for row in rows if int(row["shots"]) == shots]
     beside = [row for row in (read_rows(references) if references else []) if int(row["shots"]) == shots]
     if own:
+        others = {row["candidate"] for row in beside}
         main, words = _comparable([*own, *beside], _tasks(own), list(factors))
         print(f"\n### {shots} shots, all methods\n\n{words}\n")
         print(_scores(main))
@@ -67,8 +70,11 @@ def print_tables(
             if any(row["candidate"] == reference for row in main):
                 print(f"\n### Dice minus that of {reference}\n")
                 print(f"{_differences(main, reference)}\n\n{HOLM}")
+        if any(row["candidate"] == AUTO for row in main):
+            print(f"\n### {AUTO} against the best fixed method in hindsight\n")
+            print(_auto(main, others))
         print("\n### Size, costs and the front\n")
-        print(_costs(main, {row["candidate"] for row in beside}))
+        print(_costs(main, others))
     counts = sorted({int(row["shots"]) for row in rows})
     if len(counts) > 1:
         print("\n### By number of shots\n")
@@ -146,12 +152,35 @@ def _differences(rows: Rows, reference: str) -> str:
     return markdown(["method", *(task or "mean of the tasks" for task in columns)], body)
 
 
+def _auto(rows: Rows, references: set[str]) -> str:
+    """Dice of `auto` minus that of the fixed method that is best on each task, and on their mean; and the aim."""
+    fixed = [row for row in rows if row["candidate"] not in {*references, AUTO}]
+    whole, tables, body = over_structures(rows), score_table(over_structures(fixed)), []
+    columns = [*_tasks(rows), *([None] if len(_tasks(rows)) > 1 else [])]
+    for task in columns:
+        means = {
+            label: mean_of([mean_of(t) for (of, name, _), t in tables.items() if name == label and task in (None, of)])
+            for label in _labels(fixed)
+        }
+        best = max(means, key=means.__getitem__)
+        found = paired_differences(whole, best, task).get(AUTO)
+        body.append([task or "mean of the tasks", f"{best}, {means[best]:.3f}", paired_cell(found)])
+    met = found is not None and found.mean >= -AUTO_AIM
+    aim = f"Aim: at most {AUTO_AIM:g} behind on the mean of the tasks: {'met' if met else 'MISSED'}."
+    table = markdown(["task", "best fixed method, Dice", f"{AUTO} minus it"], body)
+    return f"{table}\n\n{aim} The best of many in hindsight is flattered by chance."
+
+
 def paired_cell(found: Difference | None, p: float | None = None) -> str:
-    """A cell with a difference, its interval, verdict and p-value; with one draw there are no verdict and no p-value."""
+    """A cell with a difference, its interval, verdict and p-value; with one draw there are no verdict and no p-value.
+
+    The verdict goes by `p`, which is adjusted for the number of comparisons; without one by the interval.
+    """
     if found is None:
         return ""
-    words = difference((found.runs, found.mean, found.low, found.high), found.draws)
-    return words if p is None or found.draws < 2 else f"{words}, p {p_in_words(p)}"
+    if p is None or found.draws < 2:
+        return difference((found.runs, found.mean, found.low, found.high), found.draws)
+    return f"{_with_interval(found.mean, found.low, found.high)}, {verdict(found.mean, p)}, p {p_in_words(p)}"
 
 
 def difference(found: tuple[int, float, float, float] | None, draws: int | None = None) -> str:
@@ -163,8 +192,12 @@ def difference(found: tuple[int, float, float, float] | None, draws: int | None 
     if found is None:
         return ""
     _, mean, low, high = found
-    verdict = "tie" if low <= 0 <= high else "better" if mean > 0 else "worse"
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}), {verdict if draws != 1 else 'one draw'}"
+    word = "tie" if low <= 0 <= high else "better" if mean > 0 else "worse"
+    return f"{_with_interval(mean, low, high)}, {word if draws != 1 else 'one draw'}"
+
+
+def _with_interval(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _costs(rows: Rows, references: set[str]) -> str:

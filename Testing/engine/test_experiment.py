@@ -155,6 +155,24 @@ def test_a_method_without_runs_in_a_task_is_named_and_left_out(tmp_path, capsys)
     assert "| full |" not in text
 
 
+def test_auto_stands_beside_the_best_fixed_method_of_each_task_and_of_their_mean(tmp_path, capsys):
+    """lora is best on t, full on u and on the mean; nnU-Net, better still, is no method."""
+    dices = {"lora": (0.7, 0.5), "full": (0.6, 0.8), "auto": (0.7, 0.692)}
+    rows = [
+        row(label, d, p, dice + (p == "q") * 0.01, task, method=label)
+        for label, both in dices.items()
+        for task, dice in zip("tu", both, strict=True)
+        for d in (0, 1)
+        for p in "pq"
+    ]
+    beside = [row("nnU-Net", d, p, 0.9, task, method="nnUNetTrainer") for d in (0, 1) for task in "tu" for p in "pq"]
+    text = printed(tmp_path, capsys, rows, beside).partition("### auto against")[2]
+    assert "| t | lora, 0.705 | +0.000" in text
+    assert "| u | full, 0.805 | -0.108" in text
+    assert "| mean of the tasks | full, 0.705 | -0.004" in text
+    assert "on the mean of the tasks: met." in text
+
+
 def test_costs_tell_what_is_known_and_whose_count_is_after_pruning(tmp_path, capsys):
     rows = [row("full", d, "p", 0.5, method="full", trained=500, cpu_seconds=40.0) for d in (0, 1)]
     rows += [row("adalora", d, "p", 0.6, method="adalora", trained=80) for d in (0, 1)]
