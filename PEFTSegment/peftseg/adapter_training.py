@@ -15,6 +15,7 @@ from peftseg.adapters import attach, learning_rates
 from peftseg.adapters.base import Attached
 from peftseg.adapters.options import PROTO_SEG
 from peftseg.dataset import prepare_scans, structures_overlap
+from peftseg.device import within_memory
 from peftseg.events import Reporter
 from peftseg.infer import segment
 from peftseg.models import ModelEntry, Preprocessing, Structure
@@ -268,20 +269,25 @@ def plan_for(setting: Setting, scans: list[Scan], attached: Attached, divisor: i
 
 
 def predict_masks(adapted: Adapted, scan: LoadedScan, reporter: Reporter) -> dict[str, np.ndarray]:
-    """Masks (I, J, K) by structure name, on the scan's own grid."""
+    """Masks (I, J, K) by structure name, on the scan's own grid; OutOfMemory where no device's memory suffices."""
     setting = adapted.setting
     prepared = prepare(scan.volume, adapted.recipe)
-    result = segment(
-        adapted.attached.merge(),
-        prepared,
-        n_outputs(setting.structures, setting.activation),
-        window_for(prepared.image.shape[1:], adapted.plan.schedule.patch, setting.entry.window, adapted.divisor),
-        setting.entry.overlap,
-        setting.activation,
-        setting.device,
-        precision=setting.precision,
-        reporter=reporter,
-    )
+    network = adapted.attached.merge()
+
+    def run(place: torch.device) -> np.ndarray:
+        return segment(
+            network,
+            prepared,
+            n_outputs(setting.structures, setting.activation),
+            window_for(prepared.image.shape[1:], adapted.plan.schedule.patch, setting.entry.window, adapted.divisor),
+            setting.entry.overlap,
+            setting.activation,
+            place,
+            precision=setting.precision,
+            reporter=reporter,
+        )
+
+    result = within_memory(run, setting.device, f"A scan of {scan.volume.grid.describe()}", reporter)
     if setting.activation == "sigmoid":
         return {s.name: result[i] for i, s in enumerate(setting.structures)}
     return {s.name: result == i for i, s in enumerate(setting.structures, start=1)}

@@ -1,10 +1,10 @@
-"""The method `auto`: method, layers, rank and rates are chosen by leaving out one patient of the support set at a time.
+"""The method `auto`: method, rates, rank and layers are chosen by leaving out one scan of the support set at a time.
 
 A race: every method of its list learns from the other scans and is scored on the left-out one; after each left-out scan those
 that are clearly behind drop out. The winner's rates, rank and layers are then varied one at a time. Everything that
 depends on the scans (recipe, plan) is done anew in every trial. The first method of the list stays where nothing beats it
 by more than the differences vary. In `leave_one_out` the whole choice is repeated without the left-out scan, so that its
-estimate stays honest.
+estimate stays honest. Nothing says which scans are of one patient: two of them are left out one at a time like others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from peftseg.adapter_training import (
     train_adapter,
 )
 from peftseg.adapters import AUTO
-from peftseg.auto_choices import Choice, listed, starters
-from peftseg.auto_race import MOST_FOLDS, MOST_TRAINED, MOST_VARIED_FOLDS, race, refine, values_trained
+from peftseg.auto_choices import Choice, listed
+from peftseg.auto_race import MOST_FOLDS, MOST_VARIED_FOLDS, fitting_choices, race, refine
 from peftseg.auto_search import Search, mean_dice, not_tried_words, read_search, write_search
 from peftseg.config import CPU_BUDGET_MINUTES
-from peftseg.device import release_memory
+from peftseg.device import fits, release_memory
 from peftseg.errors import BadInput, OutOfMemory, TrainingFailed
 from peftseg.events import TRIALS_FILE, Reporter
 from peftseg.metrics import dice
@@ -78,9 +79,9 @@ def with_choice(setting: Setting, choice: Choice) -> Setting:
 
 
 def usual_setting(setting: Setting, choice: Choice | None = None) -> Setting:
-    """The setting with a choice (None: the first to be tried) in place of `auto`, and the time that is left to it."""
+    """The setting with a choice (None: the first that fits) in place of `auto`, and the time that is left to it."""
     minutes = _minutes(setting)
-    first = with_choice(setting, choice or starters(setting.options["methods"])[0])
+    first = with_choice(setting, choice or _fitting(setting)[0][0])
     return replace(first, budget_minutes=None if minutes is None else minutes * (1 - _search_share(setting)))
 
 
@@ -151,20 +152,9 @@ def _scored(loaded: Sequence[LoadedScan], left_out: int, setting: Setting) -> li
 
 
 def _fitting(setting: Setting) -> tuple[list[Choice], list[str]]:
-    """The choices that fit the model, and why others were left out."""
+    """The choices that fit the model, and why others were left out; BadInput where none does."""
     network, anatomy, _ = starting_network(setting)
-    asked = starters(setting.options["methods"])
-    fitting, misfits = [], []
-    for choice in asked:
-        try:
-            trained = values_trained(choice, network, anatomy, setting)
-        except BadInput as error:
-            misfits.append(f"{choice.label} is not tried: {error.message}")
-            continue
-        if trained > MOST_TRAINED and len(asked) > 1:
-            misfits.append(f"{choice.label} is not tried: it trains {trained:,} values, more than {MOST_TRAINED:,}.")
-            continue
-        fitting.append(choice)
+    fitting, misfits = fitting_choices(setting, network, anatomy)
     if not fitting:
         raise BadInput(
             f"No method that 'auto' may try fits {setting.entry.id}: {' '.join(misfits)}",
@@ -251,32 +241,46 @@ class Trial:
         return self.before + time.monotonic() - self.started
 
     def score(self, choice: Choice, left_out: int) -> float | None:
-        """Mean Dice on the left-out scan; None where the choice cannot be trained."""
+        """Mean Dice on the left-out scan; None where the choice cannot be trained, or its adapter not be used."""
         search = self.search
         found = search.scores.get(choice.label, {}).get(left_out)
         if found is not None or choice.label in search.failed:
             return found
         self.reporter.check()
         self._report(choice, left_out)
-        others = [scan for n, scan in enumerate(self.loaded) if n != left_out]
-        setting = replace(with_choice(self.setting, choice), epochs=search.epochs, budget_minutes=search.minutes)
         try:
             release_memory()
-            adapted = train_adapter(setting, others, self.quiet)
+            # Not all of it turns torch's own errors into OutOfMemory: segmenting does not.
+            done = fits(partial(self._train_and_score, choice, left_out))
         except (OutOfMemory, TrainingFailed) as error:  # it says something about this method; the others go on
             search.failed[choice.label] = error.message
             return None
-        if self.reporter.stop_keep() and search.scores:  # this one was cut short
+        if done is None:
+            search.failed[choice.label] = "The memory does not suffice."
+            return None
+        if done[0] is None:
+            return None
+        adapted, value = done[0]
+        search.scores.setdefault(choice.label, {})[left_out] = round(value, 4)
+        self.kept[choice.label], self.choices[choice.label] = adapted, choice
+        scans = len(self.loaded) - 1
+        search.spent = self.seconds() if search.minutes is not None else search.spent + search.epochs * scans
+        write_search(self.path, search)
+        return search.scores[choice.label][left_out]
+
+    def _train_and_score(self, choice: Choice, left_out: int) -> tuple[Adapted, float] | None:
+        """An adapter of the other scans, on the CPU, and its Dice on the left-out one; None where it was cut short."""
+        search = self.search
+        others = [scan for n, scan in enumerate(self.loaded) if n != left_out]
+        setting = replace(with_choice(self.setting, choice), epochs=search.epochs, budget_minutes=search.minutes)
+        adapted = train_adapter(setting, others, self.quiet)
+        if self.reporter.stop_keep() and search.scores:
             return None
         masks = predict_masks(adapted, self.loaded[left_out], self.quiet)
         names = _scored(self.loaded, left_out, self.setting)
         value = statistics.fmean(float(dice(masks[n], self.loaded[left_out].masks[n])) for n in names)
-        search.scores.setdefault(choice.label, {})[left_out] = round(value, 4)
         adapted.attached.network.to("cpu")
-        self.kept[choice.label], self.choices[choice.label] = adapted, choice
-        search.spent = self.seconds() if search.minutes is not None else search.spent + search.epochs * len(others)
-        write_search(self.path, search)
-        return search.scores[choice.label][left_out]
+        return adapted, value
 
     def forget_but(self, choices: Sequence[Choice]) -> None:
         """Let go of the adapters of all other choices, where there are any of these."""

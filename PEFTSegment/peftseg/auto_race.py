@@ -1,4 +1,4 @@
-"""The race of the method `auto`: who stays after each left-out scan, and which changes of the winner are taken."""
+"""The race of the method `auto`: who may run, who stays after each left-out scan, which changes of the winner are taken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from peftseg.adapter_training import Setting, starting_network
 from peftseg.adapters import attach
-from peftseg.auto_choices import Choice, listed, variations
+from peftseg.auto_choices import Choice, listed, starters, variations
 from peftseg.auto_search import Search, difference, mean_dice, score_words, tried_words
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
@@ -19,7 +19,7 @@ from peftseg.networks import Anatomy
 BEHIND = (0.05, 0.02, 0.01)  # Dice behind the best at which a method drops out, after 1, 2, and more scans
 MOST_FOLDS = 5  # scans that are left out in the race
 MOST_VARIED_FOLDS = 3  # scans on which a variation of the winner is tried
-MOST_TRAINED = 5_000_000  # values: methods that train more make adapter files that are no longer small
+MOST_OWN = 5_000_000  # values of a method's own: with more, its adapter files are no longer small beside the others'
 
 
 class Trials(Protocol):
@@ -36,6 +36,48 @@ class Trials(Protocol):
     def forget_but(self, choices: Sequence[Choice]) -> None:
         """Let go of all other choices' adapters."""
         ...
+
+
+def fitting_choices(setting: Setting, network: nn.Module, anatomy: Anatomy) -> tuple[list[Choice], list[str]]:
+    """What `auto` may try on a network, the one rule for whoever asks whether it can be used.
+
+    Only what a method trains beside the others counts as its size: the head and, for a novel structure, the decoder train
+    with every method. The first that fits is never too large: something has to be tried.
+
+    Parameters
+    ----------
+    setting : Setting
+        Its method's options are those of `auto`, all of them.
+    network, anatomy : nn.Module, Anatomy
+        From `starting_network`; they stay as they are.
+
+    Returns
+    -------
+    choices : list of Choice
+        In the order of the option `methods`; empty where none can be attached.
+    misfits : list of str
+        A sentence for each of the others.
+
+    Raises
+    ------
+    BadInput
+        The option `methods` names what is no method.
+    """
+    fitting: list[Choice] = []
+    misfits: list[str] = []
+    for choice in starters(setting.options["methods"]):
+        try:
+            _, own = values_trained(choice, network, anatomy, setting)
+        except BadInput as error:
+            misfits.append(f"{choice.label} is not tried: {error.message}")
+            continue
+        if fitting and own > MOST_OWN:
+            misfits.append(
+                f"{choice.label} is not tried: it trains {own:,} values beside those that all train, more than {MOST_OWN:,}."
+            )
+            continue
+        fitting.append(choice)
+    return fitting, misfits
 
 
 def race(choices: list[Choice], folds: list[int], trial: Trials) -> Choice:
@@ -141,17 +183,19 @@ def _is_taken(varied: Choice, best: Choice, used: list[int], search: Search) -> 
 def _worth_trying(best: Choice, setting: Setting) -> Iterator[Choice]:
     """Variations that change what is trained, or how."""
     network, anatomy, _ = starting_network(setting)
-    before = values_trained(best, network, anatomy, setting)
+    before, own_before = values_trained(best, network, anatomy, setting)
     for varied in variations(best):
         try:
-            size = values_trained(varied, network, anatomy, setting)
+            size, own = values_trained(varied, network, anatomy, setting)
         except BadInput:  # a rank that goes with no other option, or layers that the model has not
             continue
-        if size <= MOST_TRAINED and (size != before or "rates" in varied.changes[-1]):
+        if own <= max(MOST_OWN, own_before) and (size != before or "rates" in varied.changes[-1]):
             yield varied
 
 
-def values_trained(choice: Choice, network: nn.Module, anatomy: Anatomy, setting: Setting) -> int:
-    """How many values a choice trains."""
+def values_trained(choice: Choice, network: nn.Module, anatomy: Anatomy, setting: Setting) -> tuple[int, int]:
+    """How many values a choice trains, and how many of them are its own: not those that train with every method."""
     attached = attach(copy.deepcopy(network), anatomy, choice.method, dict(choice.options), setting.train_decoder)
-    return sum(p.numel() for p in attached.trainable().values())
+    trained = {kind: sum(p.numel() for p in found) for kind, found in attached.parameters_by_kind().items()}
+    total = sum(trained.values())
+    return total, total - trained["head"] - (trained["decoder"] if setting.train_decoder else 0)

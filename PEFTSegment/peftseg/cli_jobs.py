@@ -68,7 +68,11 @@ def _add_training(parser: options.Parser) -> None:
     add("--layers", metavar="NAME", help="as --option layers=NAME; proto-seg: those that fail on these scans")
     add("--budget", type=float, metavar="MIN", help="minutes after which the best so far is kept")
     add("--epochs", type=int, help="number of epochs (default: the method's own)")
-    add("--estimate", default="none", help="none, or loo: leave one patient out at a time (default: %(default)s)")
+    add(
+        "--estimate",
+        default="none",
+        help="none, or loo: leave one scan out at a time; it looks too good where a patient has two (default: %(default)s)",
+    )
     add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
     options.add_run_options(parser)
 

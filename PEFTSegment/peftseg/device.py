@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from peftseg.errors import BadInput, OutOfMemory
+from peftseg.gpu import supports
 
 if TYPE_CHECKING:
     from peftseg.events import Reporter
@@ -23,16 +24,39 @@ T = TypeVar("T")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+MEMORY_SIGNS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "alloc_cpu",
+    "status_alloc_failed",  # cuBLAS and cuDNN, where the rest of the GPU's memory does not hold what they need
+    "allocation_failed",
+)
+
+
 def choose_device(name: str) -> torch.device:
-    """Device for "auto", "cpu", "cuda", "cuda:n" or "mps"; BadInput names what is there otherwise."""
-    valid = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    valid += ["mps"] if torch.backends.mps.is_available() else []
+    """Device for "auto", "cpu", "cuda", "cuda:n" or "mps"; BadInput names what can be used otherwise."""
+    gpus = _usable_gpus()
+    valid = ["cpu", *gpus] + (["mps"] if torch.backends.mps.is_available() else [])
     if name == "auto":
-        return torch.device("cuda:0" if "cuda:0" in valid else valid[-1])
-    wanted = "cuda:0" if name == "cuda" else name
+        return torch.device(gpus[0] if gpus else valid[-1])
+    wanted = gpus[0] if name == "cuda" and gpus else name
     if wanted not in valid:
-        raise BadInput(f"Device '{name}' is not available here; available: {', '.join(valid)}.", "Choose one of these.")
+        more = " `peftseg doctor` says why a GPU is not among them." if name.startswith("cuda") else ""
+        raise BadInput(
+            f"Device '{name}' cannot be used here; available: {', '.join(valid)}.", f"Choose one of these.{more}"
+        )
     return torch.device(wanted)
+
+
+def _usable_gpus() -> list[str]:
+    """The GPUs that the driver lets this torch use, and that it was built for; of AMD's all, NVIDIA's rules say nothing."""
+    if not torch.cuda.is_available():  # `device_count` also counts those whose driver is too old
+        return []
+    built = torch.cuda.get_arch_list() if torch.version.cuda else []
+    numbers = range(torch.cuda.device_count())
+    fitting = [n for n in numbers if not built or supports(built, torch.cuda.get_device_capability(n))]
+    return [f"cuda:{n}" for n in fitting]
 
 
 @lru_cache
@@ -50,15 +74,19 @@ def cpu_has_fast_bf16() -> bool:
 
 
 def choose_precision(device: torch.device, wanted: str = "auto") -> str:
-    """Precision that gains on this device: "bf16" on processors and GPUs that have it, "fp16" on older GPUs, else "fp32".
+    """Precision that gains on this device: "bf16" on processors and GPUs that have it, "fp16" on GPUs from Volta on, else
+    "fp32".
 
     A wanted precision that the device does not have falls back to fp32.
     """
     if wanted not in ("auto", *PRECISIONS):
         raise BadInput(f"Precision '{wanted}' is not one of auto, {', '.join(PRECISIONS)}.", "Choose one of these.")
     if device.type == "cuda":
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-        return wanted if wanted != "auto" else ("bf16" if has_bf16 else "fp16")
+        capability = torch.cuda.get_device_capability(device)
+        has_bf16 = capability >= (8, 0)
+        if wanted == "auto":  # before 7.0 half precision has no units of its own, and is no faster
+            return "bf16" if has_bf16 else "fp16" if capability >= (7, 0) else "fp32"
+        return "fp32" if wanted == "bf16" and not has_bf16 else wanted
     if device.type == "cpu" and wanted in ("auto", "bf16"):
         return "bf16" if cpu_has_fast_bf16() else "fp32"
     return "fp32"
@@ -72,9 +100,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device (for the processor: available main memory)."""
+    """Bytes that are free on the device (for the processor: available main memory).
+
+    On a GPU with what torch keeps for itself without using it, as after an earlier training.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     import psutil
 
     return psutil.virtual_memory().available
@@ -85,7 +117,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return any(sign in text for sign in ("out of memory", "not enough memory", "can't allocate memory", "alloc_cpu"))
+    return any(sign in text for sign in MEMORY_SIGNS)
 
 
 def release_memory() -> None:
@@ -93,6 +125,8 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def _block_modules(network: nn.Module) -> list[nn.Module]:

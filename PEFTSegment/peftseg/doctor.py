@@ -54,7 +54,7 @@ print(json.dumps({
     "cuda": [
         {"name": torch.cuda.get_device_name(i), "capability": list(torch.cuda.get_device_capability(i)),
          "memory_gib": free_and_total(i)[1], "free_gib": free_and_total(i)[0]}
-        for i in range(torch.cuda.device_count())
+        for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)  # else the driver is too old
     ],
     "mps": torch.backends.mps.is_available(),
 }))

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,7 @@ from peftseg.patches import Scan, sample_batch
 from peftseg.schedule import History, Schedule, cosine_factor, epoch_steps, epochs_in_time, has_converged, smoothed
 
 CHECKPOINT_EVERY_S = 20.0
+HALF_TOO_SMALL = "single instead of half precision"  # among the retries
 
 
 class Trainable(Protocol):
@@ -185,13 +187,23 @@ class _Loop:
         self.history = History(**saved.facts["history"])
         self.best, self.best_loss = saved.best, saved.facts["best_loss"]
         self.micro_batch, self.checkpointing = saved.facts["micro_batch"], saved.facts["checkpointing"]
+        if HALF_TOO_SMALL in self.history.retries:
+            self._leave_half_precision()
         self.good = self._snapshot()
         self.reporter.log(f"Continued from epoch {self.epoch}.")
 
     def run_epoch(self) -> None:
-        """One epoch; a loss that is not finite goes back to the last good epoch with a tenth of the rate, once."""
+        """One epoch; a loss that is not finite goes back to the last good epoch with a tenth of the rate, once.
+
+        In half precision, numbers beyond 65504 may be the reason: then it goes on in single precision first.
+        """
         while not math.isfinite(total := self._try_epoch()):
-            slow_down(self.history, self.reporter, "choose another method or smaller learning rates")
+            if self.schedule.precision == "fp16":
+                self.history.retries.append(HALF_TOO_SMALL)
+                self.reporter.warning("Half precision does not hold this network's numbers: going on without (slower).")
+                self._leave_half_precision()
+            else:
+                slow_down(self.history, self.reporter, "choose another method or smaller learning rates")
             self._restore(self.good)
         self.history.losses.append(total)
         self.history.add_match(self.match.dice())
@@ -202,6 +214,11 @@ class _Loop:
             self.history.best_epoch = self.epoch
         self.epoch += 1
         self.good = self._snapshot()
+
+    def _leave_half_precision(self) -> None:
+        self.schedule = replace(self.schedule, precision="fp32")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        self.features = _feature_cache(self.trainable, self.device, self.reporter)  # those that are kept are in 16 bits
 
     def _try_epoch(self) -> float:
         sampled = self.epoch if self.features is None else self.epoch % self.schedule.pool
@@ -233,6 +250,7 @@ class _Loop:
                 if not is_out_of_memory(error):
                     raise
                 self._zero_grad()
+            self.scaler = _renewed(self.scaler, self.device)
             self._shrink()
 
     def _shrink(self) -> None:
@@ -365,9 +383,17 @@ class _Loop:
         self.trainable.load_memory(saved.memory)
         load_slots(self.optimiser, saved.optimiser)
         torch.set_rng_state(saved.random)
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() and saved.facts["scaler"]:  # none was kept where the job began in another precision
             self.scaler.load_state_dict(saved.facts["scaler"])
         self.epoch = saved.facts["epoch"]
+
+
+def _renewed(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
+    """The same scaler, for which no step has begun: where one ended halfway, it refuses the next."""
+    new = torch.amp.GradScaler(device.type, enabled=scaler.is_enabled())
+    if scaler.is_enabled():
+        new.load_state_dict(scaler.state_dict())
+    return new
 
 
 def _stepped_elsewhere(network: nn.Module, groups: list[dict[str, Any]]) -> torch.optim.Optimizer | None:

@@ -1,14 +1,16 @@
 """The planner: fits patch size, patches a step and epochs to device, memory and a time budget.
 
-It measures instead of guessing: one training step on a small patch gives seconds and saved bytes per voxel of this
-network, with this method, on this machine.
+It measures instead of guessing: one training step on a small patch (on a GPU, on a whole one where it fits) gives seconds and
+saved bytes per voxel of this network, with this method, on this machine.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from torch import nn
 from peftseg.adapters.features import MEMORY_SHARE as FEATURES_SHARE
 from peftseg.adapters.features import POOL
 from peftseg.config import CPU_BUDGET_MINUTES
-from peftseg.device import autocast, choose_precision, free_memory, is_out_of_memory
+from peftseg.device import autocast, choose_precision, fits, free_memory, is_out_of_memory
 from peftseg.errors import BadInput, OutOfMemory
 from peftseg.networks import per_axis
 from peftseg.patches import Augmentation
@@ -153,27 +155,32 @@ def measure_step(
         )
     network.train()
     times = []
-    for _ in range(3):
-        kept.clear()
-        started = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), autocast(device, precision):
-            output = network(image)
-        output.float().square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-        for parameter in trained:
-            parameter.grad = None
-        if sum(times) > 6:
-            break
-    if hook is not None:
-        hook.remove()
-    for name, buffer in network.named_buffers():
-        buffer.copy_(statistics[name])
+    try:
+        while len(times) < 3 and sum(times) <= 6:
+            kept.clear()
+            started = time.perf_counter()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), autocast(device, precision):
+                output = network(image)
+            output.float().square().mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+            _forget_gradients(trained)
+    finally:  # memory may have run out
+        if hook is not None:
+            hook.remove()
+        _forget_gradients(trained)
+        for name, buffer in network.named_buffers():
+            buffer.copy_(statistics[name])
     voxels = math.prod(probe)
     outputs = 16 * output.shape[1]  # loss: probabilities, gradient and what partial labels take, in fp32
     kept_features = features[0] / voxels if features else 0.0
     return StepCost(min(times) / voxels, sum(kept.values()) / voxels + outputs, fixed, kept_features)
+
+
+def _forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def make_plan(
@@ -228,6 +235,10 @@ def make_plan(
             f"Not even one patch of {probe} voxels fits into the memory.",
             "Close other programs or use a smaller model.",
         ) from error
+    if device.type != "cpu" and math.prod(probe) < math.prod(patch):
+        # A GPU takes about as long for a small patch as for a large one, and its copies of weights grow with none.
+        larger = fits(partial(measure_step, network, device, patch, precision, frozen_until=frozen_until))
+        cost = cost if larger is None else larger[0]
     free = free_memory(device) * (0.5 if smaller else 1.0)
     whole = all(all(p >= n for p, n in zip(patch, shape, strict=True)) for shape in shapes)
     per_scan = 1 if whole else PAPER_PATCHES

@@ -56,7 +56,7 @@ def watched_layers(network: nn.Module, anatomy: Anatomy) -> list[nn.Module]:
 def running_moments(network: nn.Module, anatomy: Anatomy) -> tuple[Moments, ...]:
     """The running statistics of the watched layers: what a base knows of its own training scans."""
     return tuple(
-        (layer.running_mean.double().cpu().numpy(), layer.running_var.double().cpu().numpy())
+        (layer.running_mean.cpu().double().numpy(), layer.running_var.cpu().double().numpy())
         for layer in watched_layers(network, anatomy)
     )
 
@@ -173,7 +173,9 @@ def _watching(sums: dict[nn.Module, list]) -> Iterator[None]:
     seen: set[nn.Module] = set()
 
     def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = inputs[0].detach().double().transpose(0, 1).flatten(1)  # (C, voxels)
+        x = inputs[0].detach()
+        x = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
+        x = x.double().transpose(0, 1).flatten(1)  # (C, voxels)
         entry = sums[layer]
         entry[0] = entry[0] + x.sum(1).cpu()
         entry[1] = entry[1] + (x**2).sum(1).cpu()

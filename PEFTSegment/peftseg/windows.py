@@ -250,6 +250,17 @@ def _add_window(total: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor
     total[-1, :, lo:hi, columns] += weights
 
 
+def _finite(forward: Forward, batch: torch.Tensor) -> torch.Tensor:
+    """Logits; once more in single precision where half precision, which ends at 65504, does not hold what leads to them."""
+    logits = forward(batch)
+    kind = batch.device.type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    if not half or bool(torch.isfinite(logits).all()):
+        return logits
+    with torch.autocast(kind, enabled=False):
+        return forward(batch)
+
+
 @dataclass
 class _Runner:
     """Runs the network on windows of one image, in batches, blank windows once."""
@@ -297,7 +308,7 @@ class _Runner:
     def _logits(self, corners: list[tuple[int, int, int]]) -> torch.Tensor:
         if self.reporter is not None:
             self.reporter.check()
-        logits = self.forward(torch.stack([self._cut(corner) for corner in corners])[:, None])
+        logits = _finite(self.forward, torch.stack([self._cut(corner) for corner in corners])[:, None])
         expected = (len(corners), self.n_outputs, *self.window)
         if tuple(logits.shape) != expected:
             raise BadInput(

@@ -23,7 +23,7 @@ def a_loop(method: str, options: dict, scaler: torch.amp.GradScaler | None, prec
     attached = attach(case.network, case.anatomy, method, options)
     groups = attached.parameter_groups(learning_rates(check_options(method, options)))
     schedule = replace(SCHEDULE, epochs=4, precision=precision)
-    loop = _Loop(attached, groups, ball_scans(), schedule, "softmax", Reporter.silent())
+    loop = _Loop(attached, groups, ball_scans(structures=2), schedule, "softmax", Reporter.silent())
     if scaler is not None:
         loop.scaler = scaler
     return loop

@@ -11,15 +11,18 @@ import torch
 
 from peftseg import auto, auto_race
 from peftseg.adapter_file import load_adapter
-from peftseg.adapter_training import make_setting, predict_masks, starting_network, train_adapter
+from peftseg.adapter_training import Setting, make_setting, predict_masks, starting_network, train_adapter
 from peftseg.adapters import METHODS, attach, check_options
 from peftseg.auto_choices import starters, variations
 from peftseg.auto_search import Search, write_search
 from peftseg.check import run_check
+from peftseg.compare import Candidate
+from peftseg.comparison import _check_fit
 from peftseg.config import AdaptJob, CheckJob
 from peftseg.dataset import load_scans
-from peftseg.errors import BadInput, JobCancelled, TrainingFailed
+from peftseg.errors import BadInput, JobCancelled, OutOfMemory, TrainingFailed
 from peftseg.events import CANCEL, STOP_KEEP, TRIALS_FILE, Reporter
+from peftseg.foundation_models import FOUNDATION_MODELS
 from peftseg.metrics import dice
 from peftseg.models import resolve
 from peftseg.segmenter import adapter_segmenter, segment_volume
@@ -165,8 +168,10 @@ def test_a_variation_is_taken_only_where_it_helps_on_two_scans(setting, scans, t
         },
     )
     assert found.choice.label == f"{FULL}, rates x 3"
-    usual = check_options("full", {})
-    assert dict(found.choice.options) == {name: pytest.approx(3 * rate) for name, rate in usual.items()}
+    options, usual = dict(found.choice.options), check_options("full", {})
+    rates = {name for name in usual if name.startswith("lr_")}
+    assert {name: options[name] for name in rates} == {name: pytest.approx(3 * usual[name]) for name in rates}
+    assert {name: options[name] for name in options.keys() - rates} == {n: usual[n] for n in usual.keys() - rates}
     assert found.facts["scores"][FULL] == [0.8, 0.8, 0.8]
 
 
@@ -339,6 +344,41 @@ def test_a_method_that_cannot_be_trained_drops_out_and_is_named(setting, scans, 
     assert any("could not be trained: The loss is not finite." in sentence for sentence in decision.facts["why"])
 
 
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("predict_masks", torch.OutOfMemoryError("full")),
+        ("predict_masks", OutOfMemory("full", "Buy more.")),
+        ("train_adapter", torch.OutOfMemoryError("full")),
+    ],
+)
+def test_memory_that_runs_out_in_a_trial_is_the_failure_of_that_method_alone(
+    place, error, model, items, scans, monkeypatch
+):
+    runs = getattr(auto, place)
+
+    def failing(given, *arguments):
+        if getattr(given, "setting", given).method == "linear_probe":
+            raise error
+        return runs(given, *arguments)
+
+    monkeypatch.setattr(auto, place, failing)
+    monkeypatch.setattr(auto_race, "variations", lambda choice: iter(()))
+    decision = auto.choose(setting_for(model, items, epochs=1), scans, Reporter.silent())
+    assert decision.choice.method == "full"
+    assert list(decision.facts["scores"]) == [FULL]
+    assert any(s.startswith(f"{PROBE} could not be trained: ") for s in decision.facts["why"])
+
+
+def test_an_error_that_is_not_about_memory_ends_the_search(setting, scans, monkeypatch):
+    def failing(*arguments):
+        raise RuntimeError("a mistake in the code")
+
+    monkeypatch.setattr(auto, "predict_masks", failing)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        auto.choose(setting, scans, Reporter.silent())
+
+
 def test_with_one_scan_the_first_method_is_used_and_the_reason_is_said(setting, scans):
     decision = auto.choose(setting, scans[:1], Reporter.silent())
     assert decision.choice.method == "linear_probe"
@@ -391,7 +431,7 @@ def test_the_estimate_repeats_the_choice_without_each_scan(model, items, tmp_pat
 
 def test_methods_that_do_not_fit_or_train_too_much_are_left_out_and_named(model, items, scans, monkeypatch):
     setting = setting_for(model, items, methods="adaptformer,linear_probe,full")
-    monkeypatch.setattr(auto, "MOST_TRAINED", 1000)
+    monkeypatch.setattr(auto_race, "MOST_OWN", 1000)
     reporter = Reporter.silent()
     decision = auto.choose(setting, scans, reporter)
     said = " ".join(e["message"] for e in reporter.events if e["event"] == "log")
@@ -400,6 +440,56 @@ def test_methods_that_do_not_fit_or_train_too_much_are_left_out_and_named(model,
     assert f"{FULL} is not tried: it trains" in said
     with pytest.raises(BadInput, match="No method that 'auto' may try fits"):
         auto.choose(setting_for(model, items, methods="adaptformer"), scans, Reporter.silent())
+
+
+def test_the_first_method_that_fits_is_tried_however_large_it_is(model, items, monkeypatch):
+    monkeypatch.setattr(auto_race, "MOST_OWN", 10)
+    for methods, left in (
+        ("full,linear_probe,lora", ["full", "linear_probe"]),
+        ("adaptformer,full,lora", ["full"]),
+    ):
+        choices, misfits = auto._fitting(setting_for(model, items, methods=methods))
+        assert [choice.method for choice in choices] == left
+        assert f"{LORA} is not tried: it trains" in " ".join(misfits)
+    setting = setting_for(model, items, methods="full")
+    labels = [varied.label for varied in auto_race._worth_trying(starters("full")[0], setting)]
+    assert labels == [f"{FULL}, rates x 3", f"{FULL}, rates / 3"]
+
+
+def test_the_decoder_counts_where_a_method_trains_it_and_the_others_do_not(model, items, monkeypatch):
+    setting = replace(setting_for(model, items, methods="linear_probe,decoder"), train_decoder=True)
+    monkeypatch.setattr(auto_race, "MOST_OWN", 10)
+    assert [choice.method for choice in auto._fitting(setting)[0]] == ["linear_probe", "decoder"]
+    known = replace(setting, train_decoder=False)
+    assert [choice.method for choice in auto._fitting(known)[0]] == ["linear_probe"]
+
+
+@pytest.mark.parametrize("entry", FOUNDATION_MODELS, ids=lambda entry: entry.id)
+def test_the_usual_methods_are_tried_on_every_foundation_model(entry):
+    """With the decoder of a novel structure, which alone has up to 19 million values, and without."""
+    usual = check_options("auto", {})
+    setting = Setting(entry, BOTH, "softmax", "auto", usual, train_decoder=True, device=CPU, scratch=True)
+    network, anatomy, _ = starting_network(setting)
+    novel, misfits = auto_race.fitting_choices(setting, network, anatomy)
+    names = usual["methods"].split(",")
+    assert [c.method for c in novel] == [n for n in names if n != "full" or FULL not in " ".join(misfits)]
+    assert all(FULL in sentence for sentence in misfits)
+    known, _ = auto_race.fitting_choices(replace(setting, train_decoder=False), network, anatomy)
+    assert [c.method for c in known if c.method not in ("full", "decoder")] == ["lora", "arena", "residual_adapter"]
+
+
+def test_a_comparison_and_a_check_take_what_auto_takes(model, items):
+    """Of a list whose first method does not fit, and of one of which none does."""
+    setting = setting_for(model, items, methods="adaptformer,lora")
+    network, anatomy, _ = starting_network(setting)
+    _check_fit(Candidate("auto", "auto", {"methods": "adaptformer,lora"}), setting, network, anatomy)
+    assert auto.usual_setting(setting).method == auto._fitting(setting)[0][0].method == "lora"
+    nothing = setting_for(model, items, methods="adaptformer")
+    with pytest.raises(BadInput, match="Nothing that 'auto' may try fits this model: AdaptFormer is not tried"):
+        _check_fit(Candidate("auto", "auto", {"methods": "adaptformer"}), setting, network, anatomy)
+    for refused in (auto._fitting, auto.usual_setting):
+        with pytest.raises(BadInput, match="No method that 'auto' may try fits"):
+            refused(nothing)
 
 
 @pytest.mark.parametrize(

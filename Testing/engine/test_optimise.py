@@ -25,14 +25,16 @@ def tiny_network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.Conv3d(4, 2, 1))
 
 
-def ball_scans(n: int = 2):
+def ball_scans(n: int = 2, structures: int = 1):
+    """Scans with a block in their middle, and further structures that occur nowhere."""
     scans = []
     for i in range(n):
         image = torch.randn(1, 10, 10, 10, generator=torch.Generator().manual_seed(i)) * 0.1
         mask = torch.zeros(10, 10, 10, dtype=torch.bool)
         mask[3:7, 3:7, 3:7] = True
         image[0][mask] += 1
-        scans.append(make_scan(image, [mask], [True], overlapping=False))
+        masks = [mask, *[torch.zeros_like(mask)] * (structures - 1)]
+        scans.append(make_scan(image, masks, [True] * structures, overlapping=False))
     return scans
 
 

@@ -228,5 +228,6 @@ def _map(features: torch.Tensor, gradient: torch.Tensor | None, window: Sequence
     if gradient is None:
         return torch.zeros(tuple(window), device=features.device)
     alpha = gradient[0].float().mean(dim=(1, 2, 3))
-    values = torch.einsum("c,cijk->ijk", alpha, features[0].float()).relu()
+    with torch.autocast(features.device.type, enabled=False):  # the network's 16 bits are not the map's
+        values = torch.einsum("c,cijk->ijk", alpha, features[0].float()).relu()
     return functional.interpolate(values[None, None], size=tuple(window), mode="trilinear", align_corners=False)[0, 0]

@@ -86,7 +86,11 @@ class _Passes:
         at: list[Corner] = []
 
         def watch(layer: Layer) -> Callable[[torch.Tensor], None]:
-            return lambda output: use(layer, at[-1], output[0])
+            def look(output: torch.Tensor) -> None:
+                with torch.autocast(self.device.type, enabled=False):  # sums of features are float32 also in 16 bits
+                    use(layer, at[-1], output[0])
+
+            return look
 
         network = self.subject.network
         with (
