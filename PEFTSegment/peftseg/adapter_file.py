@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from peftseg.adapters.options import migrated_from_format_1
 from peftseg.errors import BadInput, unknown_name
 from peftseg.events import plain
 from peftseg.models import (
@@ -30,13 +31,21 @@ from peftseg.sealed_file import GET_AGAIN, damaged, open_seal, read_seal, reseal
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
-# Format n -> the function that turns a recipe of format n into one of format n + 1.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+FORMAT = 2
 NAME_LENGTH = 100
 _SCAN_FILE = re.compile(r"\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|dcm|ima|img|hdr)\b", re.IGNORECASE)
 _SNAPSHOT = re.compile(r"snapshot\.(\d+)/(.+)", re.DOTALL)
 _FULL_PATH = re.compile(r"^(~[\\/]|[A-Za-z]:[\\/]|\\\\|/[^/\s]+/)")
+
+
+def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    options = data.get("options")
+    known = isinstance(options, dict)  # what is not is refused afterwards
+    return {**data, "options": migrated_from_format_1(str(data.get("method")), options)} if known else data
+
+
+# Format n -> the function that turns a recipe of format n into one of format n + 1.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
 
 
 @dataclass(frozen=True)

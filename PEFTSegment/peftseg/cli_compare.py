@@ -25,6 +25,8 @@ Train several methods on support sets drawn from labelled scans, score them on t
 Scans and structures are those of --support, --test and --structures (one task), or those of each task in the file --tasks:
 [{"name": "deep nuclei", "support": "nuclei/support", "test": "nuclei/test", "structures": {"thalamus": 2}}, ...],
 with paths relative to the file; each task then counts once in the means.
+All scans are read and checked before the first training. A training that fails is named at the end and in the report, and
+the exit code is then 1; the others go on.
 Start the same command again to go on after an end of any kind: only what is missing is run. More tasks, methods, shots and
 draws may be added; a folder that holds a comparison with other settings is refused."""
 TASK_FIELDS = ("name", "support", "test", "structures")
@@ -56,8 +58,8 @@ def add_subcommands(subparsers: Any) -> None:
 
 
 _METHODS_HELP = (
-    "see `peftseg methods`; all: all of these that fit the model; scratch: the same network from random weights "
-    "(default: %(default)s)"
+    "see `peftseg methods`; all: all of these that fit the model; scratch: the same network from random weights; zero-shot: "
+    "the model as it is, where it segments all of the structures by itself (default: %(default)s)"
 )
 
 
@@ -101,7 +103,10 @@ def compare(arguments: Namespace) -> int:
     else:
         runs, are = counted(result["done"], "run"), "is" if result["done"] == 1 else "are"
         missing = f" Missing: {result['missing']}; run the same command again." if result["missing"] else ""
-        print(f"{runs} {are} done.{missing} Every score is in {result['runs']}.")
+        failed = (
+            f" Failed: {len(result['failed'])}, for the reasons above and in the report." if result["failed"] else ""
+        )
+        print(f"{runs} {are} done.{failed}{missing} Every score is in {result['runs']}.")
         print(f"Open the report in a browser: {result['report']}")
     return 1 if result["failed"] else 0
 

@@ -17,6 +17,7 @@ from peftseg.adapters.base import KINDS
 from peftseg.auto import adapt_scans
 from peftseg.base_match import base_masks, load_asked_base
 from peftseg.compare_rank import mean_effective_rank, starting_weights
+from peftseg.compare_rows import AT_START, SHARE
 from peftseg.compare_tasks import Task
 from peftseg.dataset import load_scans
 from peftseg.errors import BadInput
@@ -27,7 +28,16 @@ from peftseg.peak_memory import PeakMemory
 from peftseg.study import LoadedScan
 from peftseg.volume import file_stem
 
-__all__ = ["TOLERANCE_MM", "ZERO_SHOT", "Candidate", "Task", "draw_support", "run_candidate"]
+__all__ = [
+    "TOLERANCE_MM",
+    "ZERO_SHOT",
+    "Candidate",
+    "Task",
+    "check_zero_shot",
+    "checked_options",
+    "draw_support",
+    "run_candidate",
+]
 
 TOLERANCE_MM = 1.0
 Masks = dict[str, np.ndarray]  # (I, J, K) by structure name
@@ -54,6 +64,29 @@ class Candidate:
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     scratch: bool = False
+
+
+def checked_options(candidate: Candidate) -> dict[str, Any]:
+    """All options of the candidate's method, defaults too; BadInput for wrong ones, and for any of `ZERO_SHOT`."""
+    if candidate.method != ZERO_SHOT:
+        return check_options(candidate.method, candidate.options)
+    if candidate.options:
+        raise BadInput(
+            f"'{ZERO_SHOT}' has no option {', '.join(candidate.options)}: it is the model as it is.",
+            "Leave out its options.",
+        )
+    return {}
+
+
+def check_zero_shot(entry: ModelEntry, structures: Iterable[Structure], task: str) -> None:
+    """BadInput where the model does not segment all of a task's structures by itself."""
+    own = {s.name for s in entry.structures}
+    novel = [s.name for s in structures if s.name not in own]
+    if novel:
+        raise BadInput(
+            f"{entry.id} does not segment {', '.join(novel)} by itself.",
+            f"Leave out '{ZERO_SHOT}' in task '{task}'.",
+        )
 
 
 def draw_support(n_scans: int, shots: int, draw: int) -> list[int]:
@@ -87,7 +120,8 @@ def run_candidate(
     "memory_of" names, and "memory_added_mib" that peak minus what was taken when training began. In a process that
     trained before, memory that it has kept is missing from the latter: run each training in a process of its own.
 
-    "trained" are the values that the finished adapter holds, after pruning; "trained_at_start" those that trained.
+    "trained" are the values that the finished adapter holds, after pruning; "trained_at_start" those that trained. Both
+    are there by kind, too.
     "rank" is the mean number of components that are left, "effective_rank" is that of the merged change of the weights
     (`compare_rank`), empty for methods that do not merge.
 
@@ -106,7 +140,7 @@ def run_candidate(
         facts, found = _as_it_is(entry, task, scored, device, precision, reporter)
     else:
         support = load_scans([task.support[i] for i in chosen], task.structures, replace_nonfinite, reporter)
-        options = check_options(candidate.method, candidate.options)
+        options = checked_options(candidate)
         setting = replace(
             make_setting(entry, task.structures, support, candidate.method, options, device, reporter),
             seed=draw,
@@ -154,16 +188,10 @@ def _as_it_is(
     reporter: Reporter,
 ) -> tuple[dict[str, Any], list[Masks]]:
     """The base's own masks; nothing trains."""
+    check_zero_shot(entry, task.structures, task.name)
     base = load_asked_base(entry, task.structures)
-    own = {s.name for s in base.asked} if base else set()
-    novel = [s.name for s in task.structures if s.name not in own]
-    if novel:
-        raise BadInput(
-            f"{entry.id} does not segment {', '.join(novel)} by itself.",
-            f"Leave out '{ZERO_SHOT}' in task '{task.name}'.",
-        )
     size = sum(p.numel() for p in base.segmenter.network.parameters())
-    counts = dict.fromkeys((*(f"trained_{kind}" for kind in KINDS), "trained", "trained_at_start", "buffers"), 0)
+    counts = dict.fromkeys((*SHARE, *AT_START, "trained", "trained_at_start"), 0)
     facts = {"method": ZERO_SHOT, "base_total": size, "epochs": 0, "seconds": 0.0, "cpu_seconds": 0.0, **counts}
     return facts, [base_masks(base, scan.volume, device, precision, reporter) for scan in scored]
 
@@ -185,6 +213,7 @@ def _facts(adapted: Adapted) -> dict[str, Any]:
         "trained": sum(kinds.values()),
         "trained_at_start": sum(at_start[kind] for kind in KINDS),
         **{f"trained_{kind}": n for kind, n in kinds.items()},
+        **{f"trained_{kind}_at_start": at_start[kind] for kind in KINDS},
         "buffers": share["buffers"],
         "base_total": share["base_total"],
         "epochs": len(adapted.history.losses),

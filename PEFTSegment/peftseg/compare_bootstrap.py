@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 REPEATS = 10_000  # resamples
+ALPHA = 0.05  # a difference with an adjusted p-value below it is no tie
 
 
 @lru_cache(maxsize=16)
@@ -71,3 +72,15 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
         largest = max(largest, min(1.0, p * (len(known) - rank)))
         adjusted[key] = largest
     return adjusted
+
+
+def verdict(mean: float, p: float) -> str:
+    """ "better", "worse" or "tie" by the p-value, which is to be adjusted where there are several; "unknown" for NaN."""
+    if np.isnan(p):
+        return "unknown"
+    return "tie" if p >= ALPHA else "better" if mean > 0 else "worse"
+
+
+def repeats_for(comparisons: int) -> int:
+    """How many resamples let the smallest p-value be well below `ALPHA` after Holm's method for so many comparisons."""
+    return max(REPEATS, 100 * comparisons)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from peftseg.adapters.table import METHODS, check_options
-from peftseg.compare import Candidate
+from peftseg.compare import ZERO_SHOT, Candidate, checked_options
 from peftseg.compare_tables import RANK_MARK
 from peftseg.errors import BadInput, unknown_name
 
@@ -24,7 +24,8 @@ def make_candidates(
     Parameters
     ----------
     names : sequence of str
-        Names of the method table, "all" for all of these, and "scratch": the same network from random weights.
+        Names of the method table, "all" for all of these, "scratch": the same network from random weights, and
+        "zero-shot": the model as it is.
     options : mapping
         "method.key" -> value.
     ranks : sequence of int
@@ -37,8 +38,8 @@ def make_candidates(
     """
     chosen = list(dict.fromkeys(m for name in names for m in (METHODS if name == ALL else [name])))
     for name in chosen:
-        if name not in METHODS and name != SCRATCH:
-            raise unknown_name("method", name, [*METHODS, SCRATCH, ALL])
+        if name not in METHODS and name not in (SCRATCH, ZERO_SHOT):
+            raise unknown_name("method", name, [*METHODS, SCRATCH, ZERO_SHOT, ALL])
     given = _by_method(options or {}, chosen)
     plain = [
         Candidate(SCRATCH, "full", SCRATCH_RATES | given[name], scratch=True)
@@ -47,8 +48,9 @@ def make_candidates(
         for name in chosen
     ]
     for candidate in plain:
-        check_options(candidate.method, candidate.options)
-    ranked = [c for c in plain if any(o.name == "rank" for o in METHODS[c.method].options)]
+        checked_options(candidate)
+    trained = [c for c in plain if c.method != ZERO_SHOT]
+    ranked = [c for c in trained if any(o.name == "rank" for o in METHODS[c.method].options)]
     if ranks and not ranked:
         able = [name for name, method in METHODS.items() if any(o.name == "rank" for o in method.options)]
         raise BadInput(

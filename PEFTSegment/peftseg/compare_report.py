@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftseg.compare_bootstrap import ALPHA
 from peftseg.compare_plots import can_draw, write_plots
 from peftseg.compare_rows import Rows, in_every_task
 from peftseg.compare_tables import (
@@ -18,6 +19,7 @@ from peftseg.compare_tables import (
     chosen_table,
     count_runs,
     in_order,
+    knows_start,
     markdown,
     paired_table,
     pareto_table,
@@ -145,10 +147,12 @@ def _head(rows: Rows, settings: dict[str, Any], missing: int, failed: Sequence[s
         *_tasks_in_words(settings["tasks"]),
         f"- Training: {', '.join(training)}",
         f"- Runs: {count_runs(rows)} in runs.csv"
+        + (f"; **{len(failed)} failed, see below**" if failed else "")
         + (f"; **{missing} are missing: start the same command again**" if missing else ""),
         "- Each draw is another support set and seed, the same for all methods. Intervals are 95 %, bootstrapped over "
-        "draws and patients; structures count equally within a scan. A difference whose interval holds 0 is a tie. "
-        "Intervals are not widened for the number of comparisons, and with two or three draws still somewhat narrow.",
+        "draws and patients; structures count equally within a scan. A difference is a tie unless its p-value, adjusted for "
+        f"the number of comparisons, is below {ALPHA:g}. Intervals are not widened for that number, and with two or three "
+        "draws still somewhat narrow.",
         *(f"- Failed: {text}" for text in failed),
         *(f"- Left out: {text}" for text in skipped),
     ]
@@ -187,12 +191,25 @@ def _shots_section(rows: Rows, part: _Part) -> list[str]:
         *by_part,
         part.heading("Trained values by kind", 1),
         share_table(facts, order),
+        f"Values that trained at the start, before anything was pruned{_without_start(facts)}. Buffers are stored with the "
+        "adapter and not trained.",
         part.heading("Accuracy against size", 1),
         pareto_table(facts, order),
         "On the front: no other method is as accurate and as small. Trained are here the values that trained at the start, "
-        f"before anything was pruned{_without_start(facts)}. The score is that of the thesis, half the Dice and half the "
+        f"before anything was pruned{_without_total(facts)}. The score is that of the thesis, half the Dice and half the "
         "smallness, scaled over the methods in this table; what it calls a frontier is no Pareto front.",
-        *([part.heading("Paired differences", 1), paired_table(ordered), _PAIRED] if len(order) > 1 else []),
+        *(_paired_sections(ordered, part) if len(order) > 1 else ()),
+    ]
+
+
+def _paired_sections(ordered: Rows, part: _Part) -> list[str]:
+    surface = f"Surface Dice {part.tolerance_mm:g} mm"
+    return [
+        part.heading("Paired differences", 1),
+        paired_table(ordered),
+        _PAIRED,
+        part.heading(f"Paired differences of surface Dice {part.tolerance_mm:g} mm", 1),
+        paired_table(ordered, "surface_dice", surface),
     ]
 
 
@@ -204,9 +221,17 @@ def _draws_of(rows: Rows) -> set[tuple[frozenset[str], ...]]:
     return {tuple(frozenset(of_task) for _, of_task in sorted(draws.items())) for draws in found.values()}
 
 
-def _without_start(facts: dict[str, dict[str, Any]]) -> str:
+def _without_total(facts: dict[str, dict[str, Any]]) -> str:
     """Words about the methods whose rows are older than that count."""
-    unknown = [label for label, fact in facts.items() if math.isnan(fact["trained_at_start"])]
+    return _only_after([label for label, fact in facts.items() if math.isnan(fact["trained_at_start"])])
+
+
+def _without_start(facts: dict[str, dict[str, Any]]) -> str:
+    """Words about the methods whose rows are older than the counts by kind."""
+    return _only_after([label for label, fact in facts.items() if not knows_start(fact)])
+
+
+def _only_after(unknown: Sequence[str]) -> str:
     return f" (of {', '.join(unknown)} only the count after pruning is known)" if unknown else ""
 
 
@@ -221,8 +246,9 @@ _COSTS = (
     "new ones in each epoch. Time is that of training on the clock; processor time hardly depends on other work."
 )
 _PAIRED = (
-    "p-values: paired bootstrap over patients and draws, two-sided, adjusted by Holm's method for all pairs in this table. "
-    "Where methods have one draw in common there is no verdict: its interval is over patients only."
+    "Bold is what is no tie. p-values: paired bootstrap over patients and draws, two-sided, adjusted by Holm's method for all "
+    "pairs in this table; intervals are not adjusted. Where methods have one draw in common there is no verdict: its "
+    "interval is over patients only."
 )
 
 

@@ -22,8 +22,9 @@ FIELDS = (
     "method", "initial_rank", *SHARE, "base_total", "memory_mib", "memory_of", "device",
     "chosen",
 )  # fmt: skip
+AT_START = tuple(f"{key}_at_start" for key in SHARE if key != "buffers")  # before anything was pruned
 # Columns that came later. Files without them are as good: a column or a cell that is missing reads as empty.
-OPTIONAL = ("cpu_seconds", "memory_added_mib", "effective_rank", "trained_at_start")
+OPTIONAL = ("cpu_seconds", "memory_added_mib", "effective_rank", "trained_at_start", *AT_START)
 Rows = Sequence[dict[str, Any]]
 
 
@@ -199,30 +200,35 @@ def spread_over_tasks(rows: Rows, metric: str = "dice") -> float:
     rows : sequence of dict
         Of one candidate, from `over_structures`.
     """
+    means = np.array(draws_over_tasks(rows, metric))
+    means = means[~np.isnan(means)]
+    return float(means.std(ddof=1)) if means.size > 1 else float("nan")
+
+
+def draws_over_tasks(rows: Rows, metric: str = "dice") -> list[float]:
+    """Mean over tasks in each of the draws that all tasks have; rows are those of `spread_over_tasks`."""
     tasks = {row["task"] for row in rows}
     by_draw: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         by_draw.setdefault(row["draw"], {}).setdefault(row["task"], []).append(float(row[metric]))
     whole = [found for found in by_draw.values() if set(found) == tasks]
-    means = np.array([np.mean([mean_of(scores) for scores in found.values()]) for found in whole])
-    means = means[~np.isnan(means)]
-    return float(means.std(ddof=1)) if means.size > 1 else float("nan")
+    return [float(np.mean([mean_of(scores) for scores in found.values()])) for found in whole]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Dice of a candidate minus that of a reference, on the same draws and scans.
+    """Score of a candidate minus that of a reference, on the same draws and scans.
 
     Attributes
     ----------
     runs, draws : int
         Runs in common, and draws in common in the task that has fewest.
     mean, low, high : float
-        Mean, and its 95 % interval over draws and patients; an interval that holds 0 is a tie. With one draw there is no
-        verdict: it is over patients only.
+        Mean, and its 95 % interval over draws and patients, which is not adjusted for the number of comparisons. With one
+        draw there is no verdict: it is over patients only.
     p : float
         Two-sided p-value of a mean of 0, from the resamples of the interval (paired bootstrap over patients and draws): twice
-        the share of the means beyond 0. NaN with one draw.
+        the share of the means beyond 0. NaN with one draw. To be adjusted (`holm`) before it gives a verdict.
     """
 
     runs: int
@@ -242,9 +248,9 @@ def differences(
 
 
 def paired_differences(
-    rows: Rows, reference: str, task: str | None = None, repeats: int = REPEATS
+    rows: Rows, reference: str, task: str | None = None, repeats: int = REPEATS, metric: str = "dice"
 ) -> dict[str, Difference]:
-    """Dice of each candidate minus that of a reference, on the same draws and scans.
+    """Score of each candidate minus that of a reference, on the same draws and scans.
 
     Parameters
     ----------
@@ -255,11 +261,13 @@ def paired_differences(
     task : str or None
         One task, or None for the mean over tasks; structures count equally. Structures are resampled each by itself;
         give rows of `over_structures` where they lie in the same scans and are to be resampled together.
+    metric : str
+        "dice" or "surface_dice".
     """
     chosen = [row for row in rows if task is None or row["task"] == task]
     found = {}
     for label in dict.fromkeys(row["candidate"] for row in chosen):
-        runs, both = _common(chosen, label, reference)
+        runs, both = _common(chosen, label, reference, metric)
         if label == reference or not both:
             continue
         draws = min(len(table) for table in both)
@@ -269,12 +277,12 @@ def paired_differences(
     return found
 
 
-def _common(rows: Rows, label: str, reference: str) -> tuple[int, list[np.ndarray]]:
+def _common(rows: Rows, label: str, reference: str, metric: str) -> tuple[int, list[np.ndarray]]:
     """Runs that both candidates have, and differences there as (draws, scans) tables, one a task and structure."""
     first, second = ({(r["task"], r["draw"]) for r in rows if r["candidate"] == name} for name in (label, reference))
     both = first & second
     shared = [r for r in rows if (r["task"], r["draw"]) in both and r["candidate"] in (label, reference)]
-    tables = score_table(shared)
+    tables = score_table(shared, metric)
     keys = [(task, structure) for task, candidate, structure in tables if candidate == label]
     found = [tables[t, label, s] - tables[t, reference, s] for t, s in keys if (t, reference, s) in tables]
     return len(both), found

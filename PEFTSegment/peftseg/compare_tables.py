@@ -6,11 +6,12 @@ Rows may be of several tasks: each task then counts once, and structures are ave
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from peftseg.compare_bootstrap import holm
+from peftseg.compare_bootstrap import holm, repeats_for, verdict
 from peftseg.compare_rows import (
+    AT_START,
     SHARE,
     Rows,
     draw_spread,
@@ -27,7 +28,8 @@ from peftseg.compare_rows import (
 from peftseg.pareto import pareto_front, thesis_front, thesis_scores
 
 RANK_MARK = " rank="  # in the label of a method at another initial rank; no method's name holds it
-FACTS = ("trained", "trained_at_start", "base_total", "rank", "effective_rank", "seconds", "cpu_seconds", *SHARE)
+COUNTS = ("trained", "trained_at_start", "base_total", *SHARE, *AT_START)
+FACTS = (*COUNTS, "rank", "effective_rank", "seconds", "cpu_seconds")
 SHARE_HEADS = ("adapter", "norm", "head", "decoder", "rest of the body", "buffers")
 
 
@@ -40,14 +42,14 @@ def summaries(rows: Rows) -> dict[str, dict[str, Any]]:
         Candidate -> "draws" (of the task that has fewest), "dice", "dice_interval", "dice_spread", "surface",
         "surface_interval", "trained", "size" (what trained at the start, as far as the rows know it, else "trained"),
         "share" (of the base), "rank", "effective_rank", "seconds", "cpu_seconds", "memory" and "memory_added" (the
-        largest), and the counts by kind (means over runs, then over tasks).
+        largest), and the counts by kind, at the end and at the start (means over runs, then over tasks).
     """
     whole = over_structures(rows)
     dice, surface = task_tables(whole), task_tables(whole, "surface_dice")
     found = {}
     for label, tables in dice.items():
         of_label = [row for row in whole if row["candidate"] == label]
-        facts = {key: _mean(of_label, key) for key in FACTS}
+        facts = {key: mean_over_runs(of_label, key) for key in FACTS}
         found[label] = facts | {
             "draws": min(len(table) for table in tables),
             "dice": mean_over_tasks(tables),
@@ -72,27 +74,29 @@ def rank_rows(rows: Rows) -> list[dict[str, Any]]:
     return [r for r in rows if r.get("initial_rank") and len(tried[_base_label(r["candidate"])]) > 1]
 
 
-def paired_table(rows: Rows) -> str:
-    """Dice of the row's method minus that of the column's, on the same draws and patients; bold where it is no tie.
+def paired_table(rows: Rows, metric: str = "dice", name: str = "Dice") -> str:
+    """Score of the row's method minus that of the column's, on the same draws and patients; bold where it is no tie.
 
     p-values are those of a paired bootstrap over patients and draws, adjusted by Holm's method for all pairs in the
-    table. A pair with one draw in common has neither.
+    table; what is no tie has one below `ALPHA`. A pair with one draw in common has neither.
     """
     whole = over_structures(rows)
     labels = list(dict.fromkeys(row["candidate"] for row in whole))
-    found = {}
+    found, repeats = {}, repeats_for(len(labels) * (len(labels) - 1) // 2)
     for number, column in enumerate(labels):
         later = [row for row in whole if row["candidate"] in labels[number:]]
-        found |= {(label, column): difference for label, difference in paired_differences(later, column).items()}
+        differences = paired_differences(later, column, repeats=repeats, metric=metric)
+        found |= {(label, column): difference for label, difference in differences.items()}
     adjusted = holm({pair: difference.p for pair, difference in found.items()})
     cells = {}
     for (label, column), d in found.items():
-        mark = "" if d.draws < 2 or d.low <= 0 <= d.high or math.isnan(d.low) else "**"
-        after = mark + (", one draw" if d.draws < 2 else f", p {p_in_words(adjusted[label, column])}")
+        p = adjusted[label, column]
+        mark = "**" if verdict(d.mean, p) in ("better", "worse") else ""
+        after = mark + (", one draw" if d.draws < 2 else f", p {p_in_words(p)}")
         cells[label, column] = f"{mark}{_signed(d.mean)} ({_signed(d.low)} to {_signed(d.high)}){after}"
         cells[column, label] = f"{mark}{_signed(-d.mean)} ({_signed(-d.high)} to {_signed(-d.low)}){after}"
     body = [(row, *(cells.get((row, column), "") for column in labels)) for row in labels]
-    return markdown(("Dice minus that of", *labels), body)
+    return markdown((f"{name} minus that of", *labels), body)
 
 
 def p_in_words(p: float) -> str:
@@ -154,11 +158,33 @@ def structures_table(rows: Rows, tolerance_mm: float) -> str:
 
 
 def share_table(facts: dict[str, dict[str, Any]], order: Sequence[str]) -> str:
-    """Trained values by kind."""
-    body = [
-        (label, *(_count(facts[label][kind]) for kind in SHARE), _count(facts[label]["base_total"])) for label in order
-    ]
-    return markdown(("method", *SHARE_HEADS, "base in all"), body)
+    """Values that trained at the start by kind, and in all with their share of the base."""
+    body = []
+    for label in order:
+        fact, share = facts[label], share_at_start(facts[label])
+        size, base = fact["size"], fact["base_total"]
+        of_base = _percent(size / base) if base else ""
+        body.append((label, *(_count(share[kind]) for kind in SHARE), _count(size), of_base, _count(base)))
+    return markdown(("method", *SHARE_HEADS, "trained in all", "of the base", "base in all"), body)
+
+
+def share_at_start(fact: Mapping[str, float]) -> dict[str, float]:
+    """Values by kind as they trained at the start, by the keys of `SHARE`.
+
+    Of a method whose rows are older than these counts: those that were left in the end (`knows_start` tells).
+
+    Parameters
+    ----------
+    fact : mapping
+        With all `COUNTS`, NaN where unknown: from `summaries`, or of `mean_over_runs`.
+    """
+    known = not any(math.isnan(fact[key]) for key in AT_START)
+    return {key: fact[f"{key}_at_start" if known and key != "buffers" else key] for key in SHARE}
+
+
+def knows_start(fact: Mapping[str, float]) -> bool:
+    """Whether all counts by kind at the start are known; where nothing was pruned, they are those at the end."""
+    return fact["trained_at_start"] == fact["trained"] or not any(math.isnan(fact[key]) for key in AT_START)
 
 
 def pareto_table(facts: dict[str, dict[str, Any]], order: Sequence[str]) -> str:
@@ -217,7 +243,7 @@ def _run(row: dict[str, Any]) -> tuple[str, ...]:
     return row["task"], row["candidate"], row["shots"], row["draw"]
 
 
-def _mean(rows: Rows, key: str) -> float:
+def mean_over_runs(rows: Rows, key: str) -> float:
     """Mean over runs, then over tasks, of a fact that all rows of a run hold; NaN where it is not known."""
     by_run = {_run(row): float(row[key]) for row in rows if row.get(key)}
     tasks = dict.fromkeys(run[0] for run in by_run)

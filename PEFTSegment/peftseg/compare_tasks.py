@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftseg.errors import BadInput
+from peftseg.errors import BadInput, PeftsegError
+from peftseg.events import Reporter
 from peftseg.models import Structure
-from peftseg.study import SupportItem
+from peftseg.study import SupportItem, load_support_item
 from peftseg.volume import file_stem
+
+MOST_TOLD = 10  # scans that cannot be used
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,40 @@ def check_tasks(tasks: Sequence[Task], shots: Sequence[int]) -> None:
     for task in tasks:
         for other in tasks:
             _check_apart(task, other, tasks)
+
+
+def check_scans(tasks: Sequence[Task], replace_nonfinite: float | None, reporter: Reporter) -> None:
+    """Read every scan of every task with its labels once: what cannot be used is told before hours of training.
+
+    Raises
+    ------
+    BadInput
+        Names all scans that cannot be used, and why.
+    JobCancelled
+    """
+    asked = [(task, role, item) for task in tasks for role, item in _by_role(task)]
+    problems: list[tuple[str, str]] = []
+    for number, (task, role, item) in enumerate(asked, start=1):
+        reporter.check()
+        try:
+            load_support_item(item, task.structures, replace_nonfinite)
+        except PeftsegError as error:
+            where = f"the {role} scan {file_stem(item.image)}{of_task(task, tasks)}"
+            problems.append((f"{where}: {error.message}", error.remedy))
+        reporter.progress("read", number, len(asked))
+    if problems:
+        told = [message for message, _ in problems[:MOST_TOLD]]
+        more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
+        remedies = list(dict.fromkeys(remedy for _, remedy in problems[:MOST_TOLD]))
+        raise BadInput(
+            f"{len(problems)} of {len(asked)} scans cannot be used, so nothing was started. {' '.join([*told, *more])}",
+            " ".join(remedies),
+        )
+
+
+def _by_role(task: Task) -> Iterator[tuple[str, SupportItem]]:
+    for role, items in (("support", task.support), ("test", task.test)):
+        yield from ((role, item) for item in items)
 
 
 def task_warnings(tasks: Sequence[Task], shots: Sequence[int], draws: int) -> Iterator[str]:

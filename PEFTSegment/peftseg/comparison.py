@@ -19,14 +19,21 @@ from torch import nn
 from peftseg.adapter_training import Setting, starting_network
 from peftseg.adapters import AUTO, attach, check_options
 from peftseg.auto import usual_setting
-from peftseg.auto_choices import starters
-from peftseg.compare import TOLERANCE_MM, Candidate, run_candidate
+from peftseg.auto_race import fitting_choices
+from peftseg.compare import (
+    TOLERANCE_MM,
+    ZERO_SHOT,
+    Candidate,
+    check_zero_shot,
+    checked_options,
+    run_candidate,
+)
 from peftseg.compare_report import write_report
 from peftseg.compare_rows import append_rows, is_done, mean_of, read_rows
 from peftseg.compare_settings import FORMAT, RUNS, SETTINGS, merged_settings, task_settings
-from peftseg.compare_tasks import Task, check_tasks, of_task, task_warnings
+from peftseg.compare_tasks import Task, check_scans, check_tasks, of_task, task_warnings
 from peftseg.device import choose_precision, release_memory
-from peftseg.errors import BadInput, JobCancelled, OutOfMemory, TrainingFailed
+from peftseg.errors import BadInput, JobCancelled, PeftsegError
 from peftseg.events import Reporter
 from peftseg.locks import FileLock
 from peftseg.models import ModelEntry
@@ -74,6 +81,8 @@ class Comparison:
 def run_comparison(comparison: Comparison, out: Path, reporter: Reporter) -> dict[str, Any]:
     """Run what `out` does not hold yet, and write the report of all that it holds.
 
+    Every scan is read and checked before the first run. A run that fails is told and left out; the others go on.
+
     Returns
     -------
     dict
@@ -82,7 +91,8 @@ def run_comparison(comparison: Comparison, out: Path, reporter: Reporter) -> dic
     Raises
     ------
     BadInput
-        When the scans do not suffice, `out` holds a comparison with other settings, or another process works there.
+        When the scans do not suffice or some cannot be used, `out` holds a comparison with other settings, or another
+        process works there.
     JobCancelled
         On Ctrl-C; finished runs are kept and reported.
     """
@@ -91,6 +101,9 @@ def run_comparison(comparison: Comparison, out: Path, reporter: Reporter) -> dic
     if not comparison.candidates:
         raise BadInput("No method is left to compare.", "Choose methods that fit the model with --methods.")
     wanted = settings_of(comparison, base_fingerprint)
+    merged_settings(out / SETTINGS, wanted)  # refuses other settings, before all scans are read
+    if missing_runs(comparison, out):
+        check_scans(comparison.tasks, comparison.replace_nonfinite, reporter)
     for warning in (*_warnings(comparison), *skipped):
         reporter.warning(warning)
     require_writable_dir(out)
@@ -101,7 +114,7 @@ def run_comparison(comparison: Comparison, out: Path, reporter: Reporter) -> dic
         failed: list[str] = []
         try:
             _run_missing(comparison, out, reporter, failed)
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, JobCancelled) as interrupt:
             result = _finish(comparison, out, settings, failed, skipped, reporter)
             raise JobCancelled(
                 f"Interrupted. {result['done']} of {result['done'] + result['missing']} runs are kept in {out}.",
@@ -137,7 +150,7 @@ def settings_of(comparison: Comparison, base_fingerprint: str) -> dict[str, Any]
         "device": comparison.device.type,
         "precision": choose_precision(comparison.device, comparison.precision),
         "candidates": {
-            c.label: {"method": c.method, "scratch": c.scratch, "options": check_options(c.method, c.options)}
+            c.label: {"method": c.method, "scratch": c.scratch, "options": checked_options(c)}
             for c in comparison.candidates
         },
     }
@@ -167,8 +180,10 @@ def _run_missing(comparison: Comparison, out: Path, reporter: Reporter, failed: 
                 tolerance_mm=comparison.tolerance_mm,
                 replace_nonfinite=comparison.replace_nonfinite,
             )
-        except (OutOfMemory, TrainingFailed) as error:  # it says something about the method; the others go on
-            failed.append(f"{what}: {error.message}")
+        except JobCancelled:
+            raise
+        except PeftsegError as error:  # the others go on; it is told at the end, too
+            failed.append(f"{what}: {error}")
             reporter.warning(f"Failed: {failed[-1]}")
             continue
         append_rows(out / RUNS, rows)
@@ -209,7 +224,8 @@ def _fitting(comparison: Comparison) -> tuple[Comparison, list[str], str]:
     fitting, skipped = [], []
     for candidate in comparison.candidates:
         try:
-            for base, network, anatomy, _ in networks.values():
+            _check_zero_shot(candidate, comparison)
+            for base, network, anatomy, _ in networks.values() if candidate.method != ZERO_SHOT else ():
                 _check_fit(candidate, base, network, anatomy)
         except BadInput as error:
             if not comparison.skipping:
@@ -219,6 +235,12 @@ def _fitting(comparison: Comparison) -> tuple[Comparison, list[str], str]:
         fitting.append(candidate)
     fingerprint = next(iter(networks.values()))[-1]
     return replace(comparison, candidates=tuple(fitting)), skipped, fingerprint
+
+
+def _check_zero_shot(candidate: Candidate, comparison: Comparison) -> None:
+    """BadInput where the candidate is the model as it is, and that does not segment what some task asks for."""
+    for task in comparison.tasks if candidate.method == ZERO_SHOT else ():
+        check_zero_shot(comparison.entry, task.structures, task.name)
 
 
 def _base(comparison: Comparison, task: Task) -> Setting:
@@ -235,19 +257,14 @@ def _check_fit(candidate: Candidate, base: Setting, network: nn.Module, anatomy:
         attach(copy.deepcopy(network), anatomy, candidate.method, candidate.options, base.train_decoder)
         return
     options = check_options(AUTO, candidate.options)
-    usual_setting(replace(base, method=AUTO, options=options, budget_minutes=1.0))  # refuses options that are wrong
-    refused = []
-    for choice in starters(options["methods"]):
-        try:
-            attach(copy.deepcopy(network), anatomy, choice.method, dict(choice.options), base.train_decoder)
-        except BadInput as error:
-            refused.append(error.message)
-            continue
-        return
-    raise BadInput(
-        f"Nothing that '{candidate.label}' may try fits this model: {' '.join(refused)}",
-        f"Name other methods with --option {AUTO}.methods=A,B.",
-    )
+    asked = replace(base, method=AUTO, options=options, budget_minutes=1.0)
+    fitting, misfits = fitting_choices(asked, network, anatomy)
+    if not fitting:
+        raise BadInput(
+            f"Nothing that '{candidate.label}' may try fits this model: {' '.join(misfits)}",
+            f"Name other methods with --option {AUTO}.methods=A,B.",
+        )
+    usual_setting(asked, fitting[0])  # refuses a wrong share of the time
 
 
 def _warnings(comparison: Comparison) -> Iterator[str]:

@@ -33,7 +33,7 @@ AUTO = "auto"
 AUTO_AIM = 0.005  # Dice by which it may stay behind the best fixed method on the mean of the tasks
 HOLM = (
     "p-values: paired bootstrap over patients and draws, two-sided, adjusted by Holm's method for all methods of a column. "
-    f"The words go by them: better or worse below {ALPHA:g}, else a tie. Intervals are not adjusted."
+    f"The words go by them, a tie from {ALPHA:g} on; intervals are not adjusted."
 )
 
 

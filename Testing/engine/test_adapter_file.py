@@ -224,14 +224,14 @@ def test_a_newer_format_is_refused_with_the_advice_to_update():
 
 
 def test_a_file_of_a_newer_format_says_so_although_its_hash_may_be_made_otherwise(adapter):
-    content = adapter.read_bytes().replace(b'\\"format\\":1', b'\\"format\\":9')
+    content = adapter.read_bytes().replace(b'\\"format\\":%d' % FORMAT, b'\\"format\\":9')
     adapter.write_bytes(content)
     with pytest.raises(BadInput, match="format 9"):
         load_adapter(adapter)
 
 
 def test_older_formats_are_migrated_step_by_step():
-    old = {**recipe_to_dict(RECIPE), "title": RECIPE.name}
+    old = {**recipe_to_dict(RECIPE), "format": 1, "title": RECIPE.name}
     del old["name"]
     steps = {
         1: lambda data: {("label" if k == "title" else k): v for k, v in data.items()},

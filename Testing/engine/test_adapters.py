@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,9 +16,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from peftseg import adapters
+from peftseg import adapter_file, adapters
+from peftseg.adapter_file import load_adapter, save_adapter
 from peftseg.adapters import METHODS, attach, attach_saved, check_options, learning_rates, table
 from peftseg.errors import BadInput
+from test_adapter_file import RECIPE
 from tiny_networks import NETWORKS, Case, an_input, make, train
 
 # Name -> (method, options, train_decoder).
@@ -485,17 +488,21 @@ def test_the_options_of_the_experiment_still_mean_the_same(label):
 
 
 @pytest.mark.parametrize(
-    ("method", "preset", "adapter"),
+    ("method", "preset", "rates"),
     [
-        ("arena", "published", 1e-3),
-        ("lora", "fseft", 1e-3),
-        ("bitfit", "fseft", 1e-2),
-        ("residual_adapter", "fseft", 1e-2),
+        ("arena", "published", {"adapter": 1e-3, "decoder": 1e-4, "head": 1e-4}),
+        ("lora", "fseft", {"adapter": 1e-3, "decoder": 1e-4, "head": 1e-4}),
+        ("bitfit", "fseft", {"adapter": 1e-2, "decoder": 1e-4, "head": 1e-4}),
+        ("residual_adapter", "fseft", {"adapter": 1e-2, "decoder": 1e-4, "head": 1e-4}),
+        ("adaptformer", "fseft", {"adapter": 1e-2, "decoder": 1e-4, "head": 1e-4}),
+        ("affine", "fseft", {"norm": 1e-2, "decoder": 1e-4, "head": 1e-4}),
+        ("linear_probe", "fseft", {"head": 1e-2}),
+        ("spatial_adapter", "fseft", {"adapter": 1e-4, "head": 1e-4}),
+        ("full", "fseft", {"body": 1e-4, "decoder": 1e-4, "head": 1e-4}),
     ],
 )
-def test_published_presets_set_the_published_rates(method, preset, adapter):
-    rates = learning_rates(check_options(method, {"preset": preset}))
-    assert rates == {"adapter": adapter, "decoder": 1e-4, "head": 1e-4}
+def test_published_presets_set_the_published_rates(method, preset, rates):
+    assert learning_rates(check_options(method, {"preset": preset})) == rates
 
 
 def test_the_published_arena_is_the_papers():
@@ -512,3 +519,36 @@ def test_an_adapter_from_before_its_preset_set_an_option_is_read_as_it_was_made(
     loaded = attach_saved(fresh.network, fresh.anatomy, "conv_adapter", old, False, state)
     assert set(loaded.state()) == set(state)
     assert torch.equal(output(case.network, case), output(fresh.network, fresh))
+
+
+@pytest.mark.parametrize(
+    ("method", "today", "old_name"),
+    [
+        ("lora", "qkv", "attention"),
+        ("arena", "qkv", "attention"),
+        ("affine", "transformer", "attention"),
+        ("bitfit", "transformer", "attention"),
+        ("selective", "attention", "block.attn.*"),
+    ],
+)
+def test_an_adapter_file_of_format_1_is_attached_to_the_layers_that_it_was_made_with(
+    method, today, old_name, tmp_path, monkeypatch
+):
+    case, fresh = make("transformer-2d"), make("transformer-2d")
+    attached = attach(case.network, case.anatomy, method, {"layers": today})
+    train(attached, case)
+    options = {**check_options(method, {}), "layers": old_name}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(adapter_file, "FORMAT", 1)
+        recipe = dataclasses.replace(RECIPE, format=1, method=method, options=options)
+        save_adapter(tmp_path / "old.safetensors", recipe, attached.state())
+    recipe, state, _ = load_adapter(tmp_path / "old.safetensors")
+    assert recipe.options == {**options, "layers": today if old_name == "attention" else old_name}
+    attach_saved(fresh.network, fresh.anatomy, recipe.method, recipe.options, recipe.train_decoder, state)
+    assert torch.equal(output(case.network, case), output(fresh.network, fresh))
+
+
+def test_in_a_file_of_today_the_attention_is_the_attention(tmp_path):
+    options = check_options("lora", {"layers": "attention"})
+    save_adapter(tmp_path / "new.safetensors", dataclasses.replace(RECIPE, options=options), {"a": torch.zeros(1)})
+    assert load_adapter(tmp_path / "new.safetensors")[0].options == options

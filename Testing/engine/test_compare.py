@@ -13,13 +13,14 @@ import torch
 
 from peftseg.adapters import attach
 from peftseg.compare import Candidate, Task, draw_support, run_candidate
-from peftseg.compare_bootstrap import holm
+from peftseg.compare_bootstrap import holm, verdict
 from peftseg.compare_candidates import SCRATCH_RATES, make_candidates
 from peftseg.compare_rank import effective_rank, mean_effective_rank
-from peftseg.compare_report import paired_table, rank_rows, summaries
+from peftseg.compare_report import paired_table, rank_rows, summaries, write_report
 from peftseg.compare_rows import (
     FIELDS,
     OPTIONAL,
+    SHARE,
     append_rows,
     differences,
     draw_spread,
@@ -34,7 +35,9 @@ from peftseg.compare_rows import (
     score_table,
     spread_over_tasks,
 )
+from peftseg.compare_tables import knows_start, share_table
 from peftseg.errors import BadInput
+from peftseg.events import Reporter
 from peftseg.models import NetworkSpec, Structure, resolve
 from peftseg.networks import build
 from peftseg.pareto import pareto_front, thesis_front, thesis_scores
@@ -138,6 +141,71 @@ def test_p_values_agree_with_the_intervals_and_are_adjusted_step_by_step():
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
     table = paired_table(rows)
     assert "**, p 0.001" in next(line for line in table.splitlines() if line.startswith("| far"))
+
+
+def test_what_is_no_tie_is_decided_by_the_adjusted_p_value():
+    """An interval without 0 is no verdict where there are many comparisons."""
+    rng = np.random.default_rng(1)
+    cells = [(draw, f"p{n}") for draw in range(4) for n in range(8)]
+    rows = rows_of("base", dict.fromkeys(cells, 0.5))
+    for number in range(5):
+        rows += rows_of(f"other {number}", {cell: 0.5 + 0.007 * (number == 0) + rng.normal(0, 0.01) for cell in cells})
+    alone = [row for row in rows if row["candidate"] in ("base", "other 0")]
+    found = paired_differences(alone, "base")["other 0"]
+    assert found.low > 0
+    cell = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    assert f"**{cell}**, p" in paired_table(alone)
+    assert f"| {cell}, p" in paired_table(rows), "a tie, with the same interval"
+    assert (verdict(0.1, 0.049), verdict(-0.1, 0.049), verdict(0.1, 0.05)) == ("better", "worse", "tie")
+    assert verdict(0.1, math.nan) == "unknown"
+
+
+def test_with_very_many_methods_a_large_difference_is_still_none_of_chance():
+    """With as many resamples as for few methods the smallest p-value times the number of pairs would be above 0.05."""
+    cells = [(draw, scan) for draw in range(2) for scan in "pq"]
+    rows = [row for n in range(24) for row in rows_of(f"m{n}", dict.fromkeys(cells, 0.9 if n == 0 else 0.5))]
+    line = next(line for line in paired_table(rows).splitlines() if line.startswith("| m0 |"))
+    assert line.count("**+0.400 (+0.400 to +0.400)**, p 0.0") == 23
+
+
+def test_surface_dice_is_tested_as_dice_is():
+    rng = np.random.default_rng(0)
+    cells = [(draw, f"p{n}") for draw in range(5) for n in range(8)]
+    rows = rows_of("base", dict.fromkeys(cells, 0.5)) + rows_of("other", dict.fromkeys(cells, 0.5))
+    for row in rows[len(cells) :]:
+        row["surface_dice"] = str(0.6 + rng.normal(0, 0.01))
+    found = paired_differences(over_structures(rows), "base", metric="surface_dice")["other"]
+    assert found.mean == pytest.approx(0.1, abs=0.01)
+    assert found.p < 0.001
+    table = paired_table(rows, "surface_dice", "Surface Dice")
+    assert table.startswith("| Surface Dice minus that of | base | other |")
+    assert f"| **{found.mean:+.3f} (" in table
+    assert "**" not in paired_table(rows), "their Dice is the same"
+
+
+def counted(label: str, at_start: dict[str, int] | None, left: dict[str, int], **more: str) -> list[dict]:
+    """Rows of one run with counts by kind; kinds that are not named are 0."""
+    facts = {key: str(left.get(key, 0)) for key in SHARE}
+    facts |= {"trained": str(sum(left.values()) - left.get("buffers", 0)), "base_total": "1000", "method": label}
+    if at_start is not None:
+        facts |= {f"{key}_at_start": str(at_start.get(key, 0)) for key in SHARE if key != "buffers"}
+        facts |= {"trained_at_start": str(sum(at_start.values()))}
+    return [row | facts | more for row in rows_of(label, {(0, "p"): 0.5, (0, "q"): 0.7})]
+
+
+def test_the_trained_share_by_kind_is_that_of_the_start(tmp_path):
+    left = {"trained_adapter": 20, "trained_head": 30, "buffers": 7}
+    rows = counted("arena", {"trained_adapter": 70, "trained_head": 30}, left) + counted("older", None, left)
+    append_rows(tmp_path / "runs.csv", rows)
+    facts = summaries(read_rows(tmp_path / "runs.csv"))
+    lines = share_table(facts, ["arena", "older"]).splitlines()
+    assert lines[2] == "| arena | 70 | 0 | 30 | 0 | 0 | 7 | 100 | 10.00% | 1,000 |"
+    assert lines[3] == "| older | 20 | 0 | 30 | 0 | 0 | 7 | 50 | 5.00% | 1,000 |"
+    assert (knows_start(facts["arena"]), knows_start(facts["older"])) == (True, False)
+    settings = {"model": "m", "epochs": 1, "budget_minutes": None, "device": "cpu", "precision": "fp32"}
+    settings |= {"tolerance_mm": 1.0, "tasks": {"t": {"structures": {"s": 1}, "support": {}, "test": {}}}}
+    report = write_report(tmp_path, read_rows(tmp_path / "runs.csv"), settings, 0, [], [], Reporter.silent())
+    assert "pruned (of older only the count after pruning is known). Buffers" in report.read_text(encoding="utf-8")
 
 
 def test_methods_are_compared_over_the_draws_that_they_have_in_common():

@@ -19,7 +19,7 @@ import torch
 
 from peftseg import cli
 from peftseg.adapters.features import POOL
-from peftseg.compare import Task
+from peftseg.compare import Task, draw_support
 from peftseg.compare_candidates import make_candidates
 from peftseg.comparison import Comparison, run_comparison
 from peftseg.errors import BadInput, PeftsegError
@@ -104,7 +104,8 @@ def test_the_trained_share_is_told_by_kind(compared):
     for row in by_label.values():
         kinds = [int(row[f"trained_{kind}"]) for kind in ("adapter", "norm", "head", "decoder", "body")]
         assert sum(kinds) == int(row["trained"])
-        assert row["trained_at_start"] == row["trained"], "none of these prunes"
+        at_start = [int(row[f"trained_{kind}_at_start"]) for kind in ("adapter", "norm", "head", "decoder", "body")]
+        assert (row["trained_at_start"], at_start) == (row["trained"], kinds), "none of these prunes"
     assert int(by_label["lora"]["trained_adapter"]) > int(by_label["lora rank=2"]["trained_adapter"]) > 0
 
 
@@ -122,8 +123,10 @@ def test_the_report_says_what_was_found(compared):
     text = (compared / "report.md").read_text(encoding="utf-8")
     assert "research use only" in text
     assert "missing" not in text
-    for heading in ("## 2 shots", "## 3 shots", "### Paired differences", "## Robustness to the initial rank"):
-        assert heading in text
+    headings = ("Paired differences", "Paired differences of surface Dice 1 mm")
+    for heading in ("## 2 shots", "## 3 shots", *(f"### {h}" for h in headings), "## Robustness to the initial rank"):
+        assert f"\n{heading}\n" in text
+    assert "\n| Surface Dice 1 mm minus that of |" in text
     for words in (
         *("surface Dice 1 mm", "on the Pareto front", "rank at the end", "buffers", "Holm's method for all pairs"),
         *("the peak (process, resident set) and memory added that peak minus", "all trainings here ran in one process"),
@@ -137,7 +140,7 @@ def test_the_report_says_what_was_found(compared):
     assert "rank=" not in scores, "other ranks have a table of their own"
     ranks = text.partition("## Robustness")[2]
     assert [f"| lora | {rank} | " in ranks for rank in (2, 4, 16)] == [True] * 3
-    for name in ("dice", "surface_dice", "pareto", "shots", "ranks"):
+    for name in ("dice", "surface_dice", "pareto", "shots", "ranks", "share", "time", "memory", "effective_rank"):
         assert f"]({name}.png)" in text
         assert (compared / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -333,6 +336,90 @@ def test_a_training_that_fails_does_not_stop_the_others(study, tmp_path, capsys)
     assert "**1 are missing" in text
 
 
+def test_scans_that_cannot_be_used_are_all_told_before_anything_runs(two_tasks, tmp_path, capsys):
+    """Though the draw that is asked for takes none of the support scans among them."""
+    shutil.copytree(two_tasks, tmp_path / "study")
+    root = tmp_path / "study"
+    unlabelled = make_scan_files(root, 3, structures=BOTH[:1])
+    for part, scan in (("support", "p2"), ("more/support", "p21")):
+        shutil.copy(unlabelled.labels, root / part / "labels" / f"{scan}.nii.gz")
+    (root / "more/test/images/p31.nii.gz").write_bytes(b"no image")
+    assert 2 not in draw_support(4, 1, 0)
+    assert 21 - 20 not in draw_support(3, 1, 0)
+    what = ("--methods", "linear_probe", "--shots", "1", "--seeds", "1")
+    assert cli.main(with_tasks(root, write_tasks(root, TASKS), tmp_path / "out", *what)) == 2
+    told = capsys.readouterr().err
+    assert "3 of 12 scans cannot be used" in told
+    for where in (
+        "the support scan p2 of task 'both balls': p2: 'dark ball' (label value 2) has no voxels",
+        "the support scan p21 of task 'dark': p21: 'dark ball'",
+        "the test scan p31 of task 'dark'",
+    ):
+        assert where in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_for_any_reason_is_named_and_the_others_go_on(study, tmp_path):
+    """A scan that goes away in the middle."""
+    shutil.copytree(study, tmp_path / "study")
+    wanted = replace(make_comparison(tmp_path / "study", "linear_probe"), draws=tuple(range(6)))
+    drawn = {draw: draw_support(4, 2, draw) for draw in wanted.draws}
+    lost = drawn[1][0] if drawn[1][0] not in drawn[0] else drawn[1][1]
+    assert lost not in drawn[0]
+    without = [draw for draw in wanted.draws if lost not in drawn[draw]]
+    after = [draw for draw in without if draw > 1]
+    assert after, "there is something left to do after the first failure"
+
+    def lose(kind: str, fields: dict) -> None:
+        if kind == "progress" and (fields["stage"], fields["step"]) == ("compare", 1):
+            (tmp_path / f"study/support/images/p{lost}.nii.gz").unlink()
+
+    result = run_comparison(wanted, tmp_path / "out", Reporter(lose))
+    assert {int(draw) for _, _, draw in runs_in(tmp_path / "out")} == set(without)
+    assert (result["done"], result["missing"]) == (len(without), 6 - len(without))
+    assert len(result["failed"]) == 6 - len(without)
+    assert all(f"p{lost}.nii.gz" in text for text in result["failed"])
+    report = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert f"{len(result['failed'])} failed, see below" in report
+    assert f"- Failed: {result['failed'][0]}" in report
+
+
+def test_the_model_as_it_is_is_compared_where_it_segments_everything_itself(study, tmp_path, capsys):
+    out = tmp_path / "out"
+    what = ("--methods", "zero-shot,linear_probe", "--shots", "2", "--seeds", "2", "--ranks")
+    assert cli.main([*command(study, out, *what, ""), "--structures", "bright ball=1"]) == 0
+    rows = [row for row in rows_in(out) if row["candidate"] == "zero-shot"]
+    assert runs_in(out) == {(label, "2", d): 2 for label in ("zero-shot", "linear_probe") for d in "01"}
+    assert {(r["trained"], r["trained_head_at_start"], r["epochs"]) for r in rows} == {("0", "0", "0")}
+    assert [r["dice"] for r in rows if r["draw"] == "0"] == [r["dice"] for r in rows if r["draw"] == "1"]
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "| zero-shot | 2 | " in text
+    assert cli.main([*command(study, out, *what, ""), "--structures", "bright ball=1"]) == 0
+    assert "No run is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--methods", "zero-shot"], ["tiny does not segment dark ball by itself"]),
+        (["--methods", "lora,zero-shot", "--option", "zero-shot.rank=3"], ["'zero-shot' has no option rank"]),
+        (["--methods", "zero-shot", "--ranks", "3"], ["None of zero-shot has a rank"]),
+    ],
+)
+def test_the_model_as_it_is_is_refused_where_it_cannot_be_compared(study, tmp_path, capsys, more, named):
+    assert cli.main([*command(study, tmp_path / "out"), "--shots", "2", *more]) == 2
+    told = capsys.readouterr().err
+    assert not [text for text in named if text not in told], told
+    assert not (tmp_path / "out").exists()
+
+
+def test_with_all_methods_the_model_as_it_is_is_left_out_where_it_does_not_know_a_structure(study, tmp_path):
+    wanted = replace(make_comparison(study, "linear_probe", "zero-shot"), skipping=True, draws=(0,))
+    result = run_comparison(wanted, tmp_path, Reporter.silent())
+    assert (result["done"], result["missing"]) == (1, 0)
+    assert "zero-shot does not fit tiny" in result["skipped"][0]
+
+
 def test_structures_that_a_test_scan_does_not_label_are_not_scored_there(study, tmp_path):
     shutil.copytree(study, tmp_path / "study")
     (tmp_path / "study/test/support.json").write_text(json.dumps({"p10": {"dark ball": "not labelled"}}))
@@ -409,7 +496,9 @@ def test_the_report_of_several_tasks_has_a_section_over_all_and_one_for_each(com
     assert "#### By structure" not in over_all
     assert "#### By structure" in both
     assert all("### Robustness to the initial rank" in section for section in (over_all, both, dark))
-    names = [*(f"{mark}{kind}" for mark in ("", "task1_", "task2_") for kind in ("dice", "pareto", "ranks"))]
+    names = [
+        *(f"{mark}{kind}" for mark in ("", "task1_", "task2_") for kind in ("dice", "pareto", "share", "time", "ranks"))
+    ]
     for name in names:
         assert f"]({name}.png)" in text
         assert (compared_tasks / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -599,6 +688,7 @@ def test_help_says_what_is_written_and_how_to_go_on(capsys):
         "--methods",
         "--ranks",
         "scratch",
+        "zero-shot",
         "METHOD.KEY",
         "--tasks FILE.json",
         '"support":',

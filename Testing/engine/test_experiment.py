@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from peftseg.compare import ZERO_SHOT, Candidate, Task, run_candidate
-from peftseg.compare_rows import append_rows, read_rows
+from peftseg.compare_rows import Difference, append_rows, read_rows
 from peftseg.errors import BadInput
 from peftseg.models import resolve
 from peftseg.weights import load_base
@@ -194,6 +194,13 @@ def test_with_one_draw_a_table_gives_no_verdict(tmp_path, capsys):
     assert "better" not in text
 
 
+def test_words_follow_the_adjusted_p_value_and_not_the_interval():
+    found = Difference(4, 2, -0.018, -0.038, -0.001, 0.04)
+    assert experiment_tables.paired_cell(found, 0.239) == "-0.018 (-0.038 to -0.001), tie, p 0.239"
+    assert experiment_tables.paired_cell(found, 0.049) == "-0.018 (-0.038 to -0.001), worse, p 0.049"
+    assert experiment_tables.paired_cell(found).endswith("), worse"), "without a p-value there is the interval alone"
+
+
 def test_every_run_has_a_process_of_its_own_and_an_end_of_one_is_told(tmp_path):
     def tell(number: int) -> list[dict]:
         if number == 9:
@@ -253,3 +260,7 @@ def test_a_row_tells_what_trained_before_pruning(tmp_path):
         epochs=3,
     )
     assert trained[0]["trained_at_start"] > trained[0]["trained"], "it prunes"
+    kinds = ("adapter", "norm", "head", "decoder", "body")
+    assert sum(trained[0][f"trained_{kind}_at_start"] for kind in kinds) == trained[0]["trained_at_start"]
+    pruned = [kind for kind in kinds if trained[0][f"trained_{kind}_at_start"] != trained[0][f"trained_{kind}"]]
+    assert pruned == ["adapter"]

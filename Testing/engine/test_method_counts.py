@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from peftseg.adapters import attach
+from peftseg.early_head import EarlyHead
 from peftseg.models import NetworkSpec
 from peftseg.networks import Anatomy, build
 
@@ -86,8 +87,24 @@ def test_bitfit_is_true_biases_and_fsefts_on_request():
     assert adapter("swinunetr", "bitfit", {"preset": "fseft"}) == 12_960 + 197_730 == 210_690
 
 
+def test_bitfit_by_default_trains_every_bias_of_the_network():
+    # The published 12,960 are the true biases of FSEFT's layers: its preset without the tables. The rest are those of the
+    # normalisations (8,640) and of the embedding of patches (48).
+    assert adapter("swinunetr", "bitfit", {}) == 21_648
+    assert adapter("swinunetr", "bitfit", {"preset": "fseft", "relative_position": False}) == 12_960
+
+
 def test_affine_of_the_transformer_is_that_of_fseft():
     assert share("swinunetr", "affine", {"layers": "encoder"})["norm"] == 17_280
+    assert share("swinunetr", "affine", {"preset": "fseft"})["norm"] == 17_280
+    # Of the UNet it is `bn1` on the way down.
+    assert share("unet3d", "affine", {"preset": "fseft"})["norm"] == 2_880
+
+
+def test_the_early_head_of_udas_is_ours_without_its_normalisation():
+    layers = dict(EarlyHead(16).named_parameters())
+    assert sum(p.numel() for p in layers.values()) == 2_725
+    assert sum(p.numel() for name, p in layers.items() if not name.startswith("bn")) == 2_685
 
 
 @pytest.mark.parametrize(("kernel", "count"), [(3, 124_416), (1, 4_608)])

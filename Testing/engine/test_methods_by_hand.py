@@ -191,10 +191,17 @@ class TestConvAdapter:
             out = functional.conv2d(hidden, state[key.format("conv2.weight")], state[key.format("conv2.bias")])
         assert torch.allclose(seen["after"], plain + state[key.format("alpha")] * out, atol=1e-4)
 
-    def test_a_width_that_does_not_divide_the_channels_is_made_smaller(self):
+    def test_a_width_that_does_not_divide_the_channels_is_made_smaller_and_said(self):
         network, anatomy = alone(nn.Conv2d(12, 4, 3))
-        state = attach(network, anatomy, "conv_adapter", {"width": 5, "layers": "0"}).state()
-        assert state["0::conv1.weight"].shape == (4, 3, 3, 3)
+        attached = attach(network, anatomy, "conv_adapter", {"width": 5, "layers": "0"})
+        assert attached.state()["0::conv1.weight"].shape == (4, 3, 3, 3)
+        (note,) = attached.notes
+        assert "smaller than asked at 1 place(s), such as 0: 4 instead of 5." in note
+
+    @pytest.mark.parametrize("options", [{"width": 6}, {"gamma": 4}, {"width": 5, "depthwise": False}])
+    def test_a_width_that_is_kept_needs_no_word(self, options):
+        network, anatomy = alone(nn.Conv2d(12, 4, 3))
+        assert attach(network, anatomy, "conv_adapter", {"layers": "0", **options}).notes == ()
 
     def test_blocks_are_refused_where_there_are_none(self):
         case = make("unet-2d-batch")

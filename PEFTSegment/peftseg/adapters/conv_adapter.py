@@ -88,6 +88,7 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
     )
     like = next(network.parameters())
     modules: dict[str, ConvAdapter] = {}
+    smaller: dict[str, str] = {}
     for name, host in hosts.items():
         sizes = _of_block(*blocks[name]) if name in blocks else _of_convolution(host)
         outputs = sizes.pop("outputs")
@@ -96,10 +97,25 @@ def attach(network: nn.Module, anatomy: Anatomy, options: dict, train_decoder: b
             sizes = {"inputs": outputs, "kernel_size": odd, "padding": "same"}
         with torch.device(like.device):
             first = _first(sizes, options)
+            if first.out_channels < (asked := _width(first.in_channels, options)):
+                smaller[name] = f"{first.out_channels} instead of {asked}"
             modules[name] = ConvAdapter(first, outputs, options["init"] == "published").to(like.dtype)
     _join(network, modules, where, norms)
-    changed = ("The published first values change what the model does before it has learnt anything.",)
-    return Attached(network, trained, beside=dict(modules), notes=changed if options["init"] == "published" else ())
+    return Attached(network, trained, beside=dict(modules), notes=_notes(options["init"] == "published", smaller))
+
+
+def _notes(published: bool, smaller: dict[str, str]) -> tuple[str, ...]:
+    """What the user should know: random first values, and hosts whose bottleneck is narrower than asked."""
+    notes = []
+    if published:
+        notes.append("The published first values change what the model does before it has learnt anything.")
+    if smaller:
+        name, width = next(iter(smaller.items()))
+        notes.append(
+            f"With depthwise, the inner width must divide the input channels; it is smaller than asked at {len(smaller)} "
+            f"place(s), such as {name}: {width}."
+        )
+    return tuple(notes)
 
 
 def _hosts(
@@ -163,12 +179,17 @@ def _of_convolution(host: nn.Module) -> dict:
     }
 
 
+def _width(inputs: int, options: dict) -> int:
+    """The inner width that is asked for."""
+    return options["width"] or max(1, inputs // options["gamma"])
+
+
 def _first(sizes: dict, options: dict) -> nn.Module:
     """The first convolution: `width` channels, or a `gamma`-th of the input's; in as many groups where depthwise."""
     inputs = sizes.pop("inputs")
-    width = options["width"] or max(1, inputs // options["gamma"])
+    width = _width(inputs, options)
     if options["depthwise"]:
-        # Groups must divide the channels: the next smaller number that does.
+        # Groups must divide the channels: the next smaller number that does; `attach` says so.
         width = next(w for w in range(min(width, inputs), 0, -1) if inputs % w == 0)
     return CONVOLUTIONS[len(sizes["kernel_size"]) - 1](
         inputs, width, groups=width if options["depthwise"] else 1, **sizes

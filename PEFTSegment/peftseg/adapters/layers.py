@@ -1,4 +1,8 @@
-"""Which layers a method adapts: one option with the same names for all methods."""
+"""Which layers a method adapts: one option with the same names for all methods.
+
+A name is a region of the network, whatever the method (`region`). Of the modules in it a method adapts the kinds that it
+can: convolutions, linear layers, normalisation, biases.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,42 @@ from peftseg.networks import Anatomy, is_part
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NAMES = ("auto", "attention", "encoder", "decoder", "last_block", "all")
+REGIONS = ("qkv", "attention", "transformer", "encoder", "decoder", "last_block", "all")
+NAMES = ("auto", *REGIONS)
 _LISTED = 20
-_REMEDY = f"Use {', '.join(NAMES)}, or a regular expression that matches whole layer names."
+_PATTERN = "a regular expression that matches whole layer names"
+_REMEDY = f"Use {', '.join(NAMES)}, or {_PATTERN}."
+
+
+def region(network: nn.Module, anatomy: Anatomy, name: str) -> tuple[str, ...] | None:
+    """The part of a network that a name of the option `layers` stands for, the same for all methods.
+
+    | name | modules, with all that is in them |
+    |---|---|
+    | qkv | `attn.qkv` of the encoder: the fused projections to query, key and value |
+    | attention | `attn` of the encoder: these, the projection back, and the table of relative positions |
+    | transformer | the encoder's modules that have an `attn`: attention, MLP and their normalisation |
+    | encoder, decoder | those of the anatomy |
+    | last_block | the decoder's last block, see `last_block` |
+    | all | everything but the head |
+
+    Returns
+    -------
+    tuple of str or None
+        Names of modules, none where the network has no such part; None for all.
+    """
+    names = [n for n, _ in network.named_modules() if is_part(n, anatomy.encoder)]
+    attention = tuple(n for n in names if n.rpartition(".")[2] == "attn")
+    found = {
+        "qkv": tuple(n for n in names if n.rpartition(".")[0] in attention and n.endswith(".qkv")),
+        "attention": attention,
+        "transformer": tuple(b for b in transformer_blocks(network) if is_part(b, anatomy.encoder)),
+        "encoder": anatomy.encoder,
+        "decoder": anatomy.decoder,
+    }
+    if name == "last_block":
+        return tuple(filter(None, (last_block(network, anatomy),)))
+    return None if name == "all" else found[name]
 
 
 def choose_layers(
@@ -24,7 +61,6 @@ def choose_layers(
     layers: str,
     adaptable: dict[str, nn.Module],
     *,
-    named: dict[str, dict[str, nn.Module]] | None = None,
     by_pattern: dict[str, nn.Module] | None = None,
     auto: str = "encoder",
 ) -> dict[str, nn.Module]:
@@ -33,17 +69,14 @@ def choose_layers(
     Parameters
     ----------
     layers : str
-        "attention": in the transformer blocks of the encoder; "encoder", "decoder", "all": there; "last_block": in the
-        decoder's last block; "auto": what suits the method; "proto-seg:" and names: see `failing_option`; anything else: a
+        A region (`region`); "auto": what suits the method; "proto-seg:" and names: see `failing_option`; anything else: a
         regular expression that matches whole names.
     adaptable : dict
         Layers that the names choose from.
-    named : dict, optional
-        What the method means by a name, where it means something else.
     by_pattern : dict, optional
         Layers that an expression chooses from, where they are more.
     auto : str
-        The name that "auto" stands for.
+        The region that "auto" stands for.
 
     Raises
     ------
@@ -55,26 +88,17 @@ def choose_layers(
     failing = failing_names(layers)
     if failing is not None:
         chosen = _of_failing(network, by_pattern, failing)
-    elif name in (named or {}):
-        chosen = named[name]
     elif name == PROTO_SEG:
         raise BadInput(
             f"The layers '{PROTO_SEG}' are chosen by labelled scans, and there are none here.",
             f"Use `peftseg adapt`. {_REMEDY}",
         )
-    elif name in NAMES:
-        inside = _prefixes(network, anatomy, name)
-        chosen = {n: m for n, m in adaptable.items() if inside is None or is_part(n, inside)}
+    elif name in REGIONS:
+        chosen = _inside(adaptable, region(network, anatomy, name))
     else:
         chosen = _matching(by_pattern, name)
     if not chosen:
-        names = list(by_pattern)
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        raise BadInput(
-            f"No layer of this network fits layers '{layers}'; layers that can be adapted: "
-            f"{', '.join(names[:_LISTED]) or 'none'}{more}.",
-            _REMEDY if names else "Choose another method: this one finds nothing to adapt here.",
-        )
+        raise _nothing_fits(network, anatomy, layers, name, adaptable, by_pattern)
     return chosen
 
 
@@ -119,13 +143,39 @@ def transformer_blocks(network: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, module in network.named_modules() if "attn" in module._modules)
 
 
-def _prefixes(network: nn.Module, anatomy: Anatomy, name: str) -> tuple[str, ...] | None:
-    """Module names that a name stands for; None for all."""
-    if name == "attention":
-        return tuple(block for block in transformer_blocks(network) if is_part(block, anatomy.encoder))
-    if name == "last_block":
-        return (last_block(network, anatomy),)
-    return {"encoder": anatomy.encoder, "decoder": anatomy.decoder, "all": None}[name]
+def _inside(adaptable: dict[str, nn.Module], prefixes: tuple[str, ...] | None) -> dict[str, nn.Module]:
+    return {n: m for n, m in adaptable.items() if prefixes is None or is_part(n, prefixes)}
+
+
+def _nothing_fits(
+    network: nn.Module,
+    anatomy: Anatomy,
+    layers: str,
+    name: str,
+    adaptable: dict[str, nn.Module],
+    by_pattern: dict[str, nn.Module],
+) -> BadInput:
+    """The error of a value of `layers` (region or expression `name`) in which there is nothing for the method."""
+    where = ""
+    if name in REGIONS:
+        prefixes = region(network, anatomy, name)
+        where = (
+            " (this network has none)" if prefixes == () else f" (here {_listed(prefixes or ('the whole network',))})"
+        )
+    message = (
+        f"No layer that this method can adapt fits layers '{layers}'{where}; layers that can be adapted: "
+        f"{_listed(list(by_pattern))}."
+    )
+    if not by_pattern:
+        return BadInput(message, "Choose another method: this one finds nothing to adapt here.")
+    fitting = [n for n in REGIONS if _inside(adaptable, region(network, anatomy, n))]
+    return BadInput(message, f"Use {', '.join([*fitting, ''])}{'or ' if fitting else ''}{_PATTERN}.")
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    """The first few names."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED]) or 'none'}{more}"
 
 
 def _of_failing(network: nn.Module, adaptable: dict[str, nn.Module], failing: list[str]) -> dict[str, nn.Module]:

@@ -252,8 +252,8 @@ def select_layers(
 ) -> dict[str, nn.Module]:
     """The layers that the option `layers` names, as in `layers.choose_layers`.
 
-    "attention" means the fused q-k-v projections of the encoder, and "auto" these where there are any, else the encoder's
-    convolutions. Transposed convolutions are adapted only where an expression matches them.
+    "auto" means the fused q-k-v projections of the encoder where there are any ("qkv"), else the encoder's convolutions.
+    Transposed convolutions are adapted only where an expression matches them.
 
     Parameters
     ----------
@@ -261,12 +261,12 @@ def select_layers(
         Prefixes of what is trained outright and needs no adapter.
     """
     adaptable = adaptable_layers(network, anatomy, trained)
-    plain = {n: m for n, m in adaptable.items() if not isinstance(m, TRANSPOSED)}
-    encoder = {n: m for n, m in plain.items() if is_part(n, anatomy.encoder)}
-    attention = {n: m for n, m in encoder.items() if is_fused(n, m)}
-    convolutions = {n: m for n, m in encoder.items() if isinstance(m, CONVOLUTIONS)}
-    named = {"attention": attention, "auto": attention or convolutions}
-    return choose_layers(network, anatomy, layers, plain, named=named, by_pattern=adaptable, auto="auto")
+    named = {n: m for n, m in adaptable.items() if not isinstance(m, TRANSPOSED)}
+    fused = any(is_fused(n, m) and is_part(n, anatomy.encoder) for n, m in named.items())
+    if layers == "auto" and not fused:
+        named = {n: m for n, m in named.items() if isinstance(m, CONVOLUTIONS)}
+    auto = "qkv" if fused else "encoder"
+    return choose_layers(network, anatomy, layers, named, by_pattern=adaptable, auto=auto)
 
 
 def add_low_rank(network: nn.Module, layers: dict[str, nn.Module], design: Design) -> dict[str, Composed]:

@@ -73,6 +73,18 @@ def failing_names(layers: str) -> list[str] | None:
     return names.split(",") if colon and kind == PROTO_SEG else None
 
 
+def migrated_from_format_1(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an adapter of format 1, in today's names.
+
+    There `layers` "attention" meant the q-k-v projections for low-rank methods and the whole transformer blocks for the
+    others; today it means the attention modules for all.
+    """
+    if options.get("layers") != "attention":
+        return dict(options)
+    low_rank = method in ("lora", "arena", "adalora", "dora")
+    return {**options, "layers": "qkv" if low_rank else "transformer"}
+
+
 def checked(method: str, option: Option, value: Any) -> Any:
     """A given value in the option's type; BadInput where it is of the wrong type, choice or size."""
     result = _converted(option, value)

@@ -19,9 +19,11 @@ _RANK = Option("rank", 16, "Number of components that each adapted layer gets.",
 _LAYERS = Option(
     "layers",
     "auto",
-    "Which layers are adapted: auto (what suits the method), attention, encoder, decoder, last_block (of the decoder), "
-    "all, proto-seg (those that fail on your scans, see `peftseg inspect proto-seg`), or a regular expression that matches "
-    "whole layer names.",
+    "Which part of the model is adapted, the same for all methods: qkv (the projections to query, key and value in "
+    "transformer blocks), attention (all of their attention), transformer (these blocks as a whole), encoder, decoder, "
+    "last_block (of the decoder), all, or proto-seg (the layers that fail on your scans, see `peftseg inspect "
+    "proto-seg`); auto: what suits the method; or a regular expression that matches whole layer names. Of that part each "
+    "method adapts what it can.",
 )
 _ALPHA = Option("alpha", None, "The change is multiplied by alpha / rank; left out, by 1.", minimum=1e-3)
 _FORM = Option(
@@ -50,6 +52,7 @@ _LR_DECODER = Option("lr_decoder", 3e-3, "Learning rate of the decoder, where it
 _LR_HEAD = Option("lr_head", 3e-3, "Learning rate of the head.", minimum=0.0)
 _LR_NORM = Option("lr_norm", 1e-2, "Learning rate of normalisation layers.", minimum=0.0)
 _LR_BODY = Option("lr_body", 3e-3, "Learning rate of the rest of the network.", minimum=0.0)
+_FSEFT_REST = {"lr_decoder": 1e-4, "lr_head": 1e-4}  # its one rate where the decoder trains, see published-settings.md
 
 _LORA = MethodInfo(
     name="lora",
@@ -82,11 +85,10 @@ _LORA = MethodInfo(
     presets={
         "fseft": {
             "rank": 4,
-            "layers": "attention",
+            "layers": "qkv",
             "qkv": "joint",
             "lr_adapter": 1e-3,
-            "lr_decoder": 1e-4,
-            "lr_head": 1e-4,
+            **_FSEFT_REST,
         }
     },
 )
@@ -133,8 +135,7 @@ _ARENA = MethodInfo(
             "rho": 0.0,
             "v_init": "uniform",
             "lr_adapter": 1e-3,
-            "lr_decoder": 1e-4,
-            "lr_head": 1e-4,
+            **_FSEFT_REST,
         }
     },
 )
@@ -205,8 +206,7 @@ _BITFIT = MethodInfo(
             "layers": r".*\.(attn|mlp)(\..*)?",
             "relative_position": True,
             "lr_adapter": 1e-2,
-            "lr_decoder": 1e-4,
-            "lr_head": 1e-4,
+            **_FSEFT_REST,
         }
     },
 )
@@ -216,7 +216,8 @@ _AFFINE = MethodInfo(
     title="Normalisation tuning",
     summary="Trains how the layers' outputs are scaled and shifted when they are normalised.",
     module="peftseg.adapters.affine",
-    options=(_LAYERS, _BN_MODE, _LR_NORM, _LR_DECODER, _LR_HEAD),
+    options=(_preset("fseft"), _LAYERS, _BN_MODE, _LR_NORM, _LR_DECODER, _LR_HEAD),
+    presets={"fseft": {"layers": "encoder", "lr_norm": 1e-2, **_FSEFT_REST}},
 )
 
 _SSF = MethodInfo(
@@ -320,8 +321,7 @@ _RESIDUAL_ADAPTER = MethodInfo(
             "layers": "encoder",
             "init": "published",
             "lr_adapter": 1e-2,
-            "lr_decoder": 1e-4,
-            "lr_head": 1e-4,
+            **_FSEFT_REST,
         }
     },
 )
@@ -332,6 +332,7 @@ _ADAPTFORMER = MethodInfo(
     summary="Puts a small additional network beside parts of each transformer block; for models that have them.",
     module="peftseg.adapters.adaptformer",
     options=(
+        _preset("fseft"),
         _LAYERS,
         Option("bottleneck", 16, "Inner width of the additional networks.", minimum=1),
         Option("scale", 0.1, "Factor of what they add.", minimum=1e-6),
@@ -339,6 +340,7 @@ _ADAPTFORMER = MethodInfo(
         _LR_DECODER,
         _LR_HEAD,
     ),
+    presets={"fseft": {"layers": "encoder", "bottleneck": 16, "scale": 0.1, "lr_adapter": 1e-2, **_FSEFT_REST}},
 )
 
 _SPATIAL_ADAPTER = MethodInfo(
@@ -347,10 +349,12 @@ _SPATIAL_ADAPTER = MethodInfo(
     summary="Trains two small convolutions between the unchanged model and its last layer.",
     module="peftseg.adapters.spatial_adapter",
     options=(
+        _preset("fseft"),
         Option("kernel", 3, "Width of the convolutions in voxels, an odd number.", minimum=1),
         _LR_ADAPTER,
         replace(_LR_HEAD, default=3e-2),
     ),
+    presets={"fseft": {"kernel": 3, "lr_adapter": 1e-4, "lr_head": 1e-4}},
 )
 
 _LINEAR_PROBE = MethodInfo(
@@ -358,7 +362,8 @@ _LINEAR_PROBE = MethodInfo(
     title="Linear probe",
     summary="Trains the last layer only; the smallest change.",
     module="peftseg.adapters.linear_probe",
-    options=(replace(_LR_HEAD, default=0.1),),
+    options=(_preset("fseft"), replace(_LR_HEAD, default=0.1)),
+    presets={"fseft": {"lr_head": 1e-2}},
 )
 
 _DECODER = MethodInfo(
@@ -382,13 +387,14 @@ _FULL = MethodInfo(
     title="Full fine-tuning",
     summary="Trains every weight; the adapter is as large as the base model.",
     module="peftseg.adapters.full",
-    options=(_LR_BODY, _LR_DECODER, _LR_HEAD),
+    options=(_preset("fseft"), _LR_BODY, _LR_DECODER, _LR_HEAD),
+    presets={"fseft": {"lr_body": 1e-4, **_FSEFT_REST}},
 )
 
 _AUTO = MethodInfo(
     name=AUTO,
     title="Automatic",
-    summary="Tries several methods on your own scans, leaving one patient out at a time, and uses the best.",
+    summary="Tries several methods on your own scans, leaving one scan out at a time (give one a patient), and uses the best.",
     module="",
     options=(
         Option(
