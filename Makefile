@@ -29,6 +29,7 @@ bench: $(DEV)
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_job.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_gui.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_methods.py
+	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_loss.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_batch.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_dicom.py
 	OMP_WAIT_POLICY=PASSIVE $(PY) Testing/bench/bench_inspect.py
