@@ -89,7 +89,15 @@ def _of_all(rows: Sequence[Row], wanted: Sequence[Structure]) -> list[Finding]:
         text = _("{count} labelled scans: it works, but results are better and steadier with about five")
         one = _("one labelled scan: it works, but results are better and steadier with about five")
         found.append(Finding("", NOTE, one if len(ready) == 1 else text.format(count=len(ready))))
+    if of_one_patient(ready):
+        text = _("all scans are of one patient: how it does on other patients is not known")
+        found.append(Finding("", WARNING, text))
     return found
+
+
+def of_one_patient(rows: Sequence[Row]) -> bool:
+    """Whether there are several scans, all of one patient."""
+    return len(rows) > 1 and set(scans.patient_numbers([row.scan for row in rows])) == {1}
 
 
 def _empty(row: Row, wanted: Sequence[Structure]) -> list[str]:

@@ -14,11 +14,14 @@ import vtk
 from slicer.i18n import tr as _
 
 from peftseg.errors import BadInput
+from peftseg.patients import numbered
 
 TOKEN = "PEFTSegment.Token"  # node attribute: a scan is known again by it, in files and in a saved scene
 FRAME, SEQUENCE_ROLE = "PEFTSegment.Frame", "PEFTSegmentSequence"  # of a copy of one frame: its number, whose it is
 MAP = "PEFTSegment.Map"  # of a map of step 5: which kind; it is never taken for a scan
 MAP_OF = "PEFTSegment.MapToken"  # of a map: the token of its scan
+PATIENT = "PEFTSegment.Patient"  # node attribute: the same for the scans of one patient of a support folder; no name
+PATIENT_LEVEL = "Patient"  # of the subject hierarchy
 SHEAR = 1e-3  # cosine of the angle between two axes from which a grid counts as sheared
 
 
@@ -181,6 +184,29 @@ def modality(volume: slicer.vtkMRMLVolumeNode) -> str:
         return ""
     item = hierarchy.GetItemByDataNode(volume)
     return hierarchy.GetItemAttribute(item, "DICOM.Modality") if item else ""
+
+
+def patient_numbers(volumes: Sequence[slicer.vtkMRMLVolumeNode | None]) -> list[int | None]:
+    """Which scans are of one patient: a number by order for each, None where nothing says it.
+
+    It is told by the patient above a scan in the subject hierarchy (the module Data), else by what a support folder said
+    of it, else by the sequence whose frame it is. Neither names nor numbers of patients leave this function.
+    """
+    return numbered(_patient_mark(volume) if volume is not None else None for volume in volumes)
+
+
+def _patient_mark(volume: slicer.vtkMRMLVolumeNode) -> tuple | None:
+    """What scans of one patient have in common, or None."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    item = hierarchy.GetItemByDataNode(volume) if hierarchy is not None else 0
+    patient = hierarchy.GetItemAncestorAtLevel(item, PATIENT_LEVEL) if item else 0
+    if patient:
+        known_as = hierarchy.GetItemUID(patient, "DICOM")  # scenes that were added may bring a patient twice
+        return ("uid", known_as) if known_as else ("item", patient)
+    if volume.GetAttribute(PATIENT):
+        return ("folder", volume.GetAttribute(PATIENT))
+    sequence = volume.GetNodeReference(SEQUENCE_ROLE)
+    return ("sequence", sequence.GetID()) if sequence is not None else None
 
 
 def place_beside(node: slicer.vtkMRMLNode, volume: slicer.vtkMRMLVolumeNode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from slicer.i18n import tr as _
 
 from peftseg.errors import BadInput, PeftsegError
 from peftseg.models import Structure
-from peftseg.study import LabelState, SupportItem, read_support_folder
+from peftseg.study import PATIENT, LabelState, SupportItem, read_support_folder
 from peftseg.volume import file_stem, read_labels
 
-from . import structures, support
+from . import scans, structures, support
 from .background import Background
 
 MOST_NAMES = 10  # names that become structures to learn by themselves, where none is chosen yet
@@ -55,7 +56,7 @@ def _names_in_states(path: Path) -> list[str]:
     except (OSError, ValueError):
         return []  # `read_support_folder` says what is wrong with it
     rows = record.values() if isinstance(record, dict) else []
-    return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
+    return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row if name != PATIENT))
 
 
 def start_reading(items: Sequence[SupportItem]) -> Background:
@@ -110,6 +111,9 @@ def load_pair(item: SupportItem, facts: LabelFacts, named: dict[int, str], state
             if node is not None:
                 slicer.mrmlScene.RemoveNode(node)
         raise
+    if item.patient is not None:  # numbers are those of this folder: another one's patient 1 is somebody else
+        folder = hashlib.sha256(str(Path(item.image).absolute().parent).encode()).hexdigest()[:12]
+        scan.SetAttribute(scans.PATIENT, f"{folder} {item.patient}")
     for structure, label_state in item.states.items():
         mark = mark_of(label_state)
         if mark != support.Mark():

@@ -204,10 +204,12 @@ def support_exports(
     return exports, states, wanted
 
 
-def support_items(paths: Sequence[Path], states: Sequence[dict]) -> tuple[SupportItem, ...]:
-    """The engine's support items of what `support_exports` wrote."""
-    pairs = zip(paths[0::2], paths[1::2], states, strict=True)
-    return tuple(SupportItem(str(image), str(labels), marks) for image, labels, marks in pairs)
+def support_items(
+    paths: Sequence[Path], states: Sequence[dict], patients: Sequence[int | None]
+) -> tuple[SupportItem, ...]:
+    """The engine's support items of what `support_exports` wrote; `patients` are those of `scans.patient_numbers`."""
+    rows = zip(paths[0::2], paths[1::2], states, patients, strict=True)
+    return tuple(SupportItem(str(image), str(labels), marks, patient) for image, labels, marks, patient in rows)
 
 
 def _choices(context: Context, wanted: Sequence[Structure]) -> dict[str, Any]:
@@ -241,10 +243,12 @@ def submit_support(context: Context, note: dict[str, Any], record: type, **more:
     context.require_model()
     exports, states, wanted = support_exports(context)
     choices = _choices(context, wanted)
-    tokens = [scans.token(row.scan) for row in support.ready_rows(context.state)]
+    volumes = [row.scan for row in support.ready_rows(context.state)]
+    tokens = [scans.token(volume) for volume in volumes]
+    patients = scans.patient_numbers(volumes)
 
     def build(folder: Path, paths: list):
         own = {key: value(folder) if callable(value) else value for key, value in more.items()}
-        return record(support=support_items(paths, states), **{**choices, **own})
+        return record(support=support_items(paths, states, patients), **{**choices, **own})
 
     return context.runner.submit({**note, "scans": tokens}, exports, build)

@@ -4,7 +4,7 @@ A race: every method of its list learns from the other scans and is scored on th
 that are clearly behind drop out. The winner's rates, rank and layers are then varied one at a time. Everything that
 depends on the scans (recipe, plan) is done anew in every trial. The first method of the list stays where nothing beats it
 by more than the differences vary. In `leave_one_out` the whole choice is repeated without the left-out scan, so that its
-estimate stays honest. Nothing says which scans are of one patient: two of them are left out one at a time like others.
+estimate stays honest. Scans that are known to be of one patient are left out together and count as one, with their mean.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from peftseg.device import fits, release_memory
 from peftseg.errors import BadInput, OutOfMemory, TrainingFailed
 from peftseg.events import TRIALS_FILE, Reporter
 from peftseg.metrics import dice
+from peftseg.patients import by_patient, patients_differ, without_patient_of
 from peftseg.plan import Plan
 from peftseg.study import LoadedScan
 
@@ -62,7 +63,10 @@ def adapt_scans(setting: Setting, loaded: Sequence[LoadedScan], reporter: Report
         return train_adapter(setting, loaded, reporter)
     decision = choose(setting, list(loaded), reporter)
     if decision.kept is not None and reporter.stop_keep():
-        reporter.warning("Stopped while methods were tried: this adapter has learnt from all labelled scans but one.")
+        but = "those of one patient" if patients_differ(loaded) else "one"
+        reporter.warning(
+            f"Stopped while methods were tried: this adapter has learnt from all labelled scans but {but}."
+        )
         decision.kept.attached.network.to(setting.device)
         return replace(decision.kept, choice=decision.facts)
     minutes = _minutes(setting)
@@ -98,7 +102,8 @@ def choose(setting: Setting, loaded: list[LoadedScan], reporter: Reporter) -> De
     -------
     Decision
         Its facts: "method", "options", "label", "why" (sentences), "trial" (how long each was) and "scores" (label -> one
-        Dice a scan, None where it was not tried there). They chose the method, so they are no estimate of its accuracy.
+        Dice a scan, None where it was not tried there; a patient's mean is at his or her first scan that can be scored).
+        They chose the method, so they are no estimate of its accuracy.
 
     Raises
     ------
@@ -135,13 +140,17 @@ def choose(setting: Setting, loaded: list[LoadedScan], reporter: Reporter) -> De
 
 
 def usable_folds(loaded: Sequence[LoadedScan], setting: Setting) -> list[int]:
-    """Scans (from 0 on) that can be left out: they label a structure as a whole that others show too."""
-    return [n for n in range(len(loaded)) if _scored(loaded, n, setting)]
+    """Scans (from 0 on) that can be left out: they label a structure as a whole that others show too.
+
+    Of each patient it is the first one, which stands for all of them.
+    """
+    usable = [[n for n in group if _scored(loaded, n, setting)] for group in by_patient(loaded)]
+    return [group[0] for group in usable if group]
 
 
 def _scored(loaded: Sequence[LoadedScan], left_out: int, setting: Setting) -> list[str]:
-    """Structures on which a left-out scan can be scored."""
-    others = [scan for n, scan in enumerate(loaded) if n != left_out]
+    """Structures on which a left-out scan can be scored: scans of other patients show them too."""
+    others = without_patient_of(loaded, left_out)
     return [
         s.name
         for s in setting.structures
@@ -187,25 +196,30 @@ def _planned(
     first, share, minutes = choices[0].label, _search_share(setting), _minutes(setting)
     if len(choices) == 1:
         return Search(why=[f"{first} is the only method that can be tried."])
+    unit = "patient" if patients_differ(loaded) else "scan"
     if len(folds) < 2:
-        return Search(why=[f"{first} is used: under two scans can be left out to compare methods on."])
+        remedy = " Label a scan of another patient, or correct 'patient' in support.json." if unit == "patient" else ""
+        return Search(why=[f"{first} is used: under two {unit}s can be left out to compare methods on.{remedy}"])
     usual = usual_setting(setting, choices[0])
     ready = get_ready(usual, loaded, _quiet(reporter))
     planned = ready.plan.schedule.epochs
+    away = min(by_patient(loaded), key=len)  # the trial that learns from most scans has to be afforded, too
+    others = [scan for n, scan in enumerate(ready.scans) if n not in away]
     for n, varied in [(n, varied) for n in range(len(choices), 1, -1) for varied in (True, False)]:
         trials = _trials_wanted(n, len(folds), varied)
         if minutes is None:
             limit = SEARCH_TRAININGS * planned * len(loaded)
-            epochs = min(planned, int(limit / trials / (len(loaded) - 1)))
-            search = Search(n, epochs=epochs, limit=limit)
+            epochs = min(planned, int(limit / trials / len(others)))
+            search = Search(n, epochs=epochs, limit=limit, unit=unit)
         else:
-            search = Search(n, minutes=min(minutes * share / trials, usual.budget_minutes), limit=60 * minutes * share)
+            each, limit = min(minutes * share / trials, usual.budget_minutes), 60 * minutes * share
+            search = Search(n, minutes=each, limit=limit, unit=unit)
             trial = replace(usual, budget_minutes=search.minutes)
-            epochs = plan_for(trial, ready.scans[1:], ready.attached, ready.divisor).schedule.epochs
+            epochs = plan_for(trial, others, ready.attached, ready.divisor).schedule.epochs
         if epochs >= (SHORTEST if minutes is not None else min(SHORTEST, planned)):
             return search
-    others = listed([choice.label for choice in choices[1:]])
-    return Search(why=[f"{first} is used: the time is too short to try other methods ({others})."])
+    untried = listed([choice.label for choice in choices[1:]])
+    return Search(why=[f"{first} is used: the time is too short to try other methods ({untried})."])
 
 
 def _trials_wanted(choices: int, folds: int, varied: bool) -> int:
@@ -263,24 +277,33 @@ class Trial:
         adapted, value = done[0]
         search.scores.setdefault(choice.label, {})[left_out] = round(value, 4)
         self.kept[choice.label], self.choices[choice.label] = adapted, choice
-        scans = len(self.loaded) - 1
+        scans = len(without_patient_of(self.loaded, left_out))
         search.spent = self.seconds() if search.minutes is not None else search.spent + search.epochs * scans
         write_search(self.path, search)
         return search.scores[choice.label][left_out]
 
     def _train_and_score(self, choice: Choice, left_out: int) -> tuple[Adapted, float] | None:
-        """An adapter of the other scans, on the CPU, and its Dice on the left-out one; None where it was cut short."""
+        """An adapter of other patients' scans, on the CPU, and its mean Dice on those of the left-out scan's patient.
+
+        None where it was cut short.
+        """
         search = self.search
-        others = [scan for n, scan in enumerate(self.loaded) if n != left_out]
+        others = without_patient_of(self.loaded, left_out)
         setting = replace(with_choice(self.setting, choice), epochs=search.epochs, budget_minutes=search.minutes)
         adapted = train_adapter(setting, others, self.quiet)
         if self.reporter.stop_keep() and search.scores:
             return None
-        masks = predict_masks(adapted, self.loaded[left_out], self.quiet)
-        names = _scored(self.loaded, left_out, self.setting)
-        value = statistics.fmean(float(dice(masks[n], self.loaded[left_out].masks[n])) for n in names)
+        own = next(group for group in by_patient(self.loaded) if left_out in group)
+        scored = {n: names for n in own if (names := _scored(self.loaded, n, self.setting))}
+        value = statistics.fmean(self._dice(adapted, n, names) for n, names in scored.items())
         adapted.attached.network.to("cpu")
         return adapted, value
+
+    def _dice(self, adapted: Adapted, number: int, names: list[str]) -> float:
+        """Mean Dice of these structures on one scan."""
+        scan = self.loaded[number]
+        masks = predict_masks(adapted, scan, self.quiet)
+        return statistics.fmean(float(dice(masks[name], scan.masks[name])) for name in names)
 
     def forget_but(self, choices: Sequence[Choice]) -> None:
         """Let go of the adapters of all other choices, where there are any of these."""

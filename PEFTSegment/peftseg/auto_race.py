@@ -95,7 +95,7 @@ def race(choices: list[Choice], folds: list[int], trial: Trials) -> Choice:
         alive = _still_close(scored, done, search)
         trial.forget_but(alive)
     if not done or not alive:
-        search.why.append(f"{first.label} is used: no method could be trained and scored on a left-out scan.")
+        search.why.append(f"{first.label} is used: no method could be trained and scored on a left-out {search.unit}.")
         return first
     best = max(alive, key=lambda c: mean_dice(search, c, done))
     search.why.insert(0, tried_words(choices, search, len(done)))
@@ -103,7 +103,8 @@ def race(choices: list[Choice], folds: list[int], trial: Trials) -> Choice:
         search.why.append(f"{best.label} is best: {score_words(search, best, done)}.")
         return best
     gain, noise = difference(search, best, first, done)
-    words = f"{best.label} against {first.label}: {gain:+.3f} Dice on {len(done)} scan(s), which varies by {noise:.3f}"
+    on = f"{len(done)} {search.unit}(s)"
+    words = f"{best.label} against {first.label}: {gain:+.3f} Dice on {on}, which varies by {noise:.3f}"
     search.why.append(f"{words}: {best.label if gain > noise else first.label} is used.")
     return best if gain > noise else first
 
@@ -128,7 +129,8 @@ def _still_close(alive: list[Choice], done: list[int], search: Search) -> list[C
     for choice, mean in means.items():
         if mean < limit:
             behind = max(means.values()) - mean
-            search.why.append(f"{choice.label} drops out after {len(done)} scan(s), {behind:.3f} Dice behind the best.")
+            after = f"{len(done)} {search.unit}(s)"
+            search.why.append(f"{choice.label} drops out after {after}, {behind:.3f} Dice behind the best.")
     return [choice for choice, mean in means.items() if mean >= limit]
 
 
@@ -173,9 +175,9 @@ def _is_taken(varied: Choice, best: Choice, used: list[int], search: Search) -> 
     gain, noise = difference(search, varied, best, used)
     if len(used) == 1:
         why = "no better than without" if gain <= 0 else "which is too little to tell"
-        search.why.append(f"{varied.label}: {gain:+.3f} Dice on one scan, {why}: not taken.")
+        search.why.append(f"{varied.label}: {gain:+.3f} Dice on one {search.unit}, {why}: not taken.")
         return False
-    words = f"{varied.label}: {gain:+.3f} Dice on {len(used)} scans, which varies by {noise:.3f}"
+    words = f"{varied.label}: {gain:+.3f} Dice on {len(used)} {search.unit}s, which varies by {noise:.3f}"
     search.why.append(f"{words}: {'taken' if gain > noise else 'not taken'}.")
     return gain > noise
 

@@ -30,6 +30,8 @@ class Search:
         Choice's label -> why it could not be trained.
     why : list of str
         What was decided, and by which numbers.
+    unit : str
+        What is left out, in its words: "scan", or "patient" where it is known which scans are of one.
     """
 
     choices: int = 0
@@ -40,6 +42,7 @@ class Search:
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     why: list[str] = field(default_factory=list)
+    unit: str = "scan"
 
     def affords(self, trials: int) -> bool:
         """Whether so many more trials fit, at the mean cost so far."""
@@ -69,7 +72,7 @@ def difference(search: Search, choice: Choice, other: Choice, folds: list[int]) 
 def tried_words(choices: list[Choice], search: Search, folds: int) -> str:
     """A sentence about the methods that were tried."""
     names = listed([choice.label for choice in choices])
-    return f"Tried {names}, {search.length()} each, on {folds} scan(s) that were left out one at a time."
+    return f"Tried {names}, {search.length()} each, on {folds} {search.unit}(s) that were left out one at a time."
 
 
 def not_tried_words(choices: list[Choice], search: Search) -> list[str]:
@@ -85,7 +88,7 @@ def not_tried_words(choices: list[Choice], search: Search) -> list[str]:
 def score_words(search: Search, choice: Choice, folds: list[int]) -> str:
     """A choice's score in words."""
     values = [search.scores[choice.label][fold] for fold in folds]
-    return f"mean Dice {statistics.fmean(values):.3f} on {len(values)} left-out scan(s)"
+    return f"mean Dice {statistics.fmean(values):.3f} on {len(values)} left-out {search.unit}(s)"
 
 
 def write_search(path: Path | None, search: Search) -> None:

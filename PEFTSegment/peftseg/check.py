@@ -21,9 +21,10 @@ from peftseg.errors import JobCancelled, PeftsegError
 from peftseg.events import Reporter
 from peftseg.licences import usable
 from peftseg.models import ModelEntry, Preprocessing
+from peftseg.patients import ONE_PATIENT, by_patient, of_one_patient
 from peftseg.recipe import FEWEST_VOXELS, SupportFacts, choose_recipe, support_facts
 from peftseg.study import LoadedScan, SupportItem, load_support_item
-from peftseg.train import FEWEST_TO_ESTIMATE, job_setting
+from peftseg.train import asks_for_estimate, job_setting
 
 # Two experts who outline a large organ agree to about this Dice: above it, five scans cannot show an improvement.
 ALREADY_MATCHES = 0.95
@@ -63,7 +64,9 @@ def run_check(job: CheckJob, reporter: Reporter) -> dict[str, Any]:
     ready = get_ready(setting, list(scans.values()), reporter)
     preparing = time.monotonic() - started
     searching = search_seconds(asked, ready.plan) if asked.method == AUTO else 0.0
-    found |= _plan_facts(setting, ready, job.estimate, len(scans), preparing, searching)
+    patients = by_patient(list(scans.values()))
+    estimates = asks_for_estimate(job, list(scans.values()))
+    found |= _plan_facts(setting, ready, patients, estimates, preparing, searching)
     found["warnings"] = _warnings(scans, facts, entry, ready.recipe, ready.changes)
     del ready  # its network would take the base's memory
     cost = {key: found[key] for key in ("seconds", "epochs", "memory_gb", "free_gb", "plan")}
@@ -110,17 +113,19 @@ def _no_plan(device: torch.device) -> dict[str, Any]:
 
 
 def _plan_facts(
-    setting: Setting, ready: Ready, estimate: str, n_scans: int, preparing: float, searching: float
+    setting: Setting, ready: Ready, patients: list[list[int]], estimates: bool, preparing: float, searching: float
 ) -> dict[str, Any]:
     """What the plan says, in the job's words. Every training is prepared anew, which takes its time, too.
 
-    `searching` are the seconds in which the method `auto` chooses, before each training.
+    `searching` are the seconds in which the method `auto` chooses, before each training; `patients` has the indices of each
+    one's scans, of which the first one's are left out to see what `estimates` takes.
     """
     plan = ready.plan
     seconds = preparing + searching + plan.seconds
-    if estimate == "loo" and n_scans >= FEWEST_TO_ESTIMATE:
-        without_one = plan_for(setting, ready.scans[1:], ready.attached, ready.divisor)
-        seconds += n_scans * (preparing + searching + without_one.seconds)
+    if estimates:
+        others = [scan for n, scan in enumerate(ready.scans) if n not in patients[0]]
+        without_one = plan_for(setting, others, ready.attached, ready.divisor)
+        seconds += len(patients) * (preparing + searching + without_one.seconds)
     return {
         "seconds": round(seconds, 1),
         "epochs": plan.schedule.epochs,
@@ -136,6 +141,7 @@ def _warnings(
     scans: Scans, facts: dict[int, SupportFacts], entry: ModelEntry, recipe: Preprocessing, changes: list[str]
 ) -> list[str]:
     found = [ONE_SCAN] if len(scans) == 1 else []
+    found += [ONE_PATIENT.format(n=len(scans))] if of_one_patient(list(scans.values())) else []
     found += [change for change in changes if change.startswith("Grey values")]
     for number, scan in scans.items():
         found += scan_warnings(number, scan)

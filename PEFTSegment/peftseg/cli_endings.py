@@ -42,7 +42,7 @@ def adapted(job: config.AdaptJob, ending: Event) -> list[str]:
     lines = [_wrote_adapter(ending), _learnt(job.structures, len(job.support), ending), *_trained(ending)]
     if choice := ending.get("choice"):
         lines.append(f"The method was chosen by trying: {choice['label']}. {' '.join(choice['why'])}")
-    return [*lines, *_estimated(ending["estimate"]), _how_to_apply(ending)]
+    return [*lines, *_estimated(ending["estimate"], (ending.get("patients") or 0) > 1), _how_to_apply(ending)]
 
 
 def site_adapted(job: config.SiteAdaptJob, ending: Event) -> list[str]:
@@ -234,13 +234,14 @@ def _trained(ending: Event) -> list[str]:
     return [f"It holds {trained:,} trained values, {100 * trained / total:.3g} % of the model's {total:,}{kept}."]
 
 
-def _estimated(estimate: Mapping[str, Sequence[float | None]] | None) -> list[str]:
+def _estimated(estimate: Mapping[str, Sequence[float | None]] | None, by_patient: bool) -> list[str]:
     if estimate is None:
         return [
             "How good it is on other scans was not estimated (--estimate loo does it, from three scans on): look closely at "
             "the first results."
         ]
-    return [*_dices("On scans left out of training, one at a time, it has a Dice of", estimate), SCALE]
+    how = "with all scans of the same patient" if by_patient else "one at a time"
+    return [*_dices(f"On scans left out of training, {how}, it has a Dice of", estimate), SCALE]
 
 
 def _dices(what: str, values: Mapping[str, Sequence[float | None]]) -> list[str]:

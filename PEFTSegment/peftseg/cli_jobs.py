@@ -71,7 +71,8 @@ def _add_training(parser: options.Parser) -> None:
     add(
         "--estimate",
         default="none",
-        help="none, or loo: leave one scan out at a time; it looks too good where a patient has two (default: %(default)s)",
+        help="none, or loo: leave one scan out at a time, with all others of the same patient: 'patient' in support.json says "
+        "which; where it does not, a patient with two scans makes the numbers too good (default: %(default)s)",
     )
     add("--replace-nonfinite", type=float, metavar="VALUE", help="value in place of NaN and infinite voxels")
     options.add_run_options(parser)

@@ -98,11 +98,12 @@ def _renewed(facts: Any) -> Any:
 
 
 def _identity(item: SupportItem) -> str:
-    """What tells that a scan or its labels were changed: size of the image, hash of the labels, states."""
+    """What tells that a scan or its labels were changed: size of the image, hash of the labels, states, whose it is."""
     image = Path(item.image)
     size = image.stat().st_size if image.is_file() else sum(p.stat().st_size for p in image.iterdir() if p.is_file())
     states = [f"{name} {state.state} {state.slices} {state.axis}" for name, state in sorted(item.states.items())]
-    return "; ".join([str(size), file_hash(Path(item.labels), "sha256")[:16], *states])
+    patient = [] if item.patient is None else [f"patient {item.patient}"]  # `auto` leaves out patients
+    return "; ".join([str(size), file_hash(Path(item.labels), "sha256")[:16], *states, *patient])
 
 
 def _difference(name: str, old: Any, new: Any) -> str:

@@ -7,6 +7,7 @@ and only warns of it. pydicom is needed for enhanced multi-frame files only, who
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -70,6 +71,22 @@ def is_dicom_folder(folder: Path) -> bool:
 def files_in(path: Path) -> list[Path]:
     """The files of an input: itself, or those in a folder, hidden ones left out."""
     return [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+
+
+def patient_mark(folder: Path) -> str | None:
+    """What series of one patient have in common: a hash of PatientID and its issuer, never to be written anywhere.
+
+    None where the series does not say it, or cannot be read, which `read_series` tells.
+    """
+    for file in filter(is_dicom, files_in(folder)):
+        reader = _reader(file)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:  # no image, or damaged
+            continue
+        number, issuer = _tag(reader, "0010|0020"), _tag(reader, "0010|0021")
+        return hashlib.sha256(f"{number}\n{issuer}".encode()).hexdigest() if number else None
+    return None
 
 
 def read_series(path: Path | str, regularise: bool = False) -> tuple[np.ndarray, Grid, tuple[str, ...]]:

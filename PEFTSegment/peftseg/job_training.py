@@ -39,7 +39,7 @@ class AdaptJob:
     epochs : int or None
         None for the method's own number.
     estimate : str
-        "none", or "loo" for leaving one scan out at a time: give one scan a patient.
+        "none", or "loo" for leaving one scan out at a time, with all scans that `support` says are of the same patient.
     replace_nonfinite : float or None
         Value that takes the place of NaN and infinite voxels; None refuses such scans.
     precision : str

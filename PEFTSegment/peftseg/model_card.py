@@ -93,7 +93,8 @@ def _training(shown: Shown) -> list[str]:
             reasons = " ".join(record["gate"].get("reasons", []))
             lines.append(f"- Judged before it was kept: {JUDGED[status]}. {reasons}".rstrip())
         return lines
-    lines = [f"- {_count(shots, 'labelled scan')}."]
+    of = f" of {_count(record['patients'], 'patient')}" if record.get("patients") else ""
+    lines = [f"- {_count(shots, 'labelled scan')}{of}."]
     for name, found in record.get("labelled", {}).items():
         words = ", ".join(f"{state} in {found[state]}" for state in STATES if state in found)
         lines.append(f"- {name}: {words}.")
@@ -114,7 +115,8 @@ def _quality(record: Mapping[str, Any], structures: Iterable[str]) -> list[str]:
             "Not estimated: no scan was left out of training to score it. Look at the first results with special care, "
             "and pin labelled reference scans (`peftseg adapters references`)."
         ]
-    lines = ["Dice of scans that were left out of training one at a time (1: as labelled, 0: nothing in common):", ""]
+    how = "with all scans of the same patient" if (record.get("patients") or 0) > 1 else "one at a time"
+    lines = [f"Dice of scans that were left out of training {how} (1: as labelled, 0: nothing in common):", ""]
     lines += ["| Structure | Mean | Lowest to highest | Scans |", "| --- | --- | --- | --- |"]
     low = []
     for name in structures:

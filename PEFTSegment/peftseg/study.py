@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from peftseg.dicom import is_dicom, is_dicom_folder
+from peftseg.dicom import is_dicom, is_dicom_folder, patient_mark
 from peftseg.errors import BadInput, unknown_name
 from peftseg.grid import Grid
 from peftseg.laterality import check_laterality, paired_names
 from peftseg.models import Structure
+from peftseg.patients import numbered
 from peftseg.volume import Labels, Volume, file_stem, file_suffix, read_labels, read_volume
 from peftseg.writing import check_structures, require_writable_dir
 
@@ -33,6 +34,7 @@ __all__ = [
 
 STATES = ("labelled", "absent", "not labelled")
 STATE_REMEDY = 'Or, in support.json, mark it "absent" (it is not in this scan) or "not labelled" (nobody has looked).'
+PATIENT = "patient"  # key of a scan in support.json, beside its structures
 SAME_PLACE = 0.05  # image and labels may lie this part of a voxel apart: NIfTI and NRRD round differently
 _IGNORED = (".json", ".txt", ".md", ".csv", ".tsv")  # notes and sidecars beside the scans
 
@@ -81,11 +83,22 @@ class LabelState:
 
 @dataclass(frozen=True)
 class SupportItem:
-    """One labelled scan: two files, and what the labels mean, by structure name (default: labelled)."""
+    """One labelled scan: two files, and what the labels mean, by structure name (default: labelled).
+
+    `patient` is a number, the same for all scans of one patient, that says nothing else of the patient: 1, 2, ... by order.
+    None: not known, which counts as a patient of its own.
+    """
 
     image: str
     labels: str
     states: dict[str, LabelState] = field(default_factory=dict)
+    patient: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.patient is not None and self.patient < 1:
+            raise BadInput(
+                f"The patient's number is {self.patient}; expected 1, 2, ...", "Number the patients by order."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +119,8 @@ class LoadedScan:
         Segment names that no structure asks for; they are left out.
     notes : tuple of str
         What the user should know, in words.
+    patient : int or None
+        As in `SupportItem`.
     """
 
     volume: Volume
@@ -114,6 +129,7 @@ class LoadedScan:
     extra_values: tuple[int, ...] = ()
     extra_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    patient: int | None = None
 
 
 def read_support_folder(
@@ -123,6 +139,10 @@ def read_support_folder(
 
     Names must be equal but for the suffix; a DICOM series may lie in a folder `images/<name>`. `support.json` holds
     `{"<file name>": {"amygdala": "absent", "hippocampus": {"slices": [12, 13], "axis": 2}}}`. Reads no voxels.
+
+    Beside its structures, a scan may have `"patient"`: a number or a text, the same for all scans of one patient (not
+    where a structure is called so). Of DICOM series without it, those with the same PatientID are of one patient.
+    Items only hold a number by order.
 
     Raises
     ------
@@ -141,10 +161,12 @@ def read_support_folder(
         )
     if not images:
         raise BadInput(f"{folder} holds no scan.", "Put scans into images and their labels into labels.")
-    states = _read_states(folder / "support.json", images, labels, [s.name for s in structures])
+    states, patients = _read_states(folder / "support.json", images, labels, [s.name for s in structures])
+    marks = [patients.get(s) or (patient_mark(images[s]) if images[s].is_dir() else None) for s in sorted(images)]
     if len(images) == 1 and reporter is not None:
         reporter.warning(f"{folder.name} holds one scan only; results are better and steadier with five or more.")
-    return tuple(SupportItem(str(images[s]), str(labels[s]), states.get(s, {})) for s in sorted(images))
+    numbers = zip(sorted(images), numbered(marks), strict=True)
+    return tuple(SupportItem(str(images[s]), str(labels[s]), states.get(s, {}), patient) for s, patient in numbers)
 
 
 def _scans_by_stem(folder: Path, folders_too: bool) -> dict[str, Path]:
@@ -171,10 +193,12 @@ def _scans_by_stem(folder: Path, folders_too: bool) -> dict[str, Path]:
     return found
 
 
-def _read_states(path: Path, images: dict[str, Path], labels: dict[str, Path], names: list[str]) -> dict[str, dict]:
-    """Stem -> structure name -> LabelState."""
+def _read_states(
+    path: Path, images: dict[str, Path], labels: dict[str, Path], names: list[str]
+) -> tuple[dict[str, dict[str, LabelState]], dict[str, str]]:
+    """Stem -> structure name -> LabelState; and stem -> what tells its patient from others, where it is given."""
     if not path.is_file():
-        return {}
+        return {}, {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -183,14 +207,28 @@ def _read_states(path: Path, images: dict[str, Path], labels: dict[str, Path], n
         raise BadInput(f"{path} must hold one object a scan.", 'Write e.g. {"case1.nii.gz": {"liver": "absent"}}.')
     stems = {name: stem for stem in images for name in (stem, labels[stem].name, images[stem].name)}
     states: dict[str, dict[str, LabelState]] = {}
+    patients: dict[str, str] = {}
     for scan, row in data.items():
         if scan not in stems:
             raise unknown_name(f"scan in {path.name}", scan, [image.name for image in images.values()])
-        for name in row:
+        own = {name: value for name, value in row.items() if name != PATIENT or PATIENT in names}
+        if len(own) < len(row):
+            patients[stems[scan]] = _patient(scan, row[PATIENT])
+        for name in own:
             if name not in names:
                 raise unknown_name(f"structure for {scan} in {path.name}", name, names)
-        states.setdefault(stems[scan], {}).update({name: _state(scan, name, value) for name, value in row.items()})
-    return states
+        states.setdefault(stems[scan], {}).update({name: _state(scan, name, value) for name, value in own.items()})
+    return states, patients
+
+
+def _patient(scan: str, value: Any) -> str:
+    """What tells a patient from others; a label state there was meant for a structure that is not asked for."""
+    if type(value) is int or (isinstance(value, str) and value.strip() and value not in STATES):
+        return str(value).strip()
+    raise BadInput(
+        f"support.json, {scan}: the patient is {json.dumps(value)}; expected a number or a text.",
+        "Number the patients: 1, 2, ..., the same for all scans of one patient.",
+    )
 
 
 def _state(scan: str, name: str, value: Any) -> LabelState:
@@ -250,7 +288,7 @@ def load_support_item(
     names = tuple(n for n in labels.segments if n not in masks)
     if values or names:
         notes.append(f"{volume.name}: labels that were not asked for are left out: {_list(names or values)}.")
-    return LoadedScan(volume, masks, known, values, names, tuple(notes))
+    return LoadedScan(volume, masks, known, values, names, tuple(notes), item.patient)
 
 
 def _list(items: Iterable) -> str:

@@ -18,7 +18,7 @@ from peftseg.adapter_file import FORMAT, Recipe, check_name, read_adapter_info, 
 from peftseg.adapter_training import Adapted, Setting, make_setting, predict_masks
 from peftseg.adapters import check_options
 from peftseg.auto import adapt_scans
-from peftseg.base_match import LeftOutFiles, left_out_facts, load_asked_base
+from peftseg.base_match import Base, LeftOutFiles, left_out_facts, load_asked_base
 from peftseg.config import AdaptJob, CheckJob
 from peftseg.dataset import ONE_SCAN, load_scans, scan_warnings
 from peftseg.device import choose_device
@@ -30,6 +30,14 @@ from peftseg.library_rows import ref_of
 from peftseg.licences import licence_text, usable
 from peftseg.metrics import dice
 from peftseg.models import ModelEntry, remember
+from peftseg.patients import (
+    ONE_PATIENT,
+    by_patient,
+    count_patients,
+    of_one_patient,
+    patients_differ,
+    without_patient_of,
+)
 from peftseg.site_layers import describe_site
 from peftseg.structure_facts import structure_facts
 from peftseg.study import LoadedScan, require_writable_dir
@@ -47,6 +55,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
     dict
         "adapter" (path), "hash", "version", "ref", "path" (see `save_result`), "name", "epochs", "seconds", "loss",
         "trained_share", "ranks", "recipe_changes", "estimate" (structure -> Dice of each left-out scan, or None),
+        "patients" (how many the scans are of, None where the support set does not say),
         "left_out" (see `leave_one_out`), "choice" (of the method `auto`, see `auto.choose`; else empty).
 
     Raises
@@ -104,6 +113,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         "ranks": adapted.attached.facts().get("ranks", {}),
         "recipe_changes": adapted.changes,
         "estimate": estimate,
+        "patients": count_patients(loaded),
         "left_out": left_out,
         "choice": adapted.choice,
     }
@@ -137,6 +147,11 @@ def save_result(
     return {"hash": digest, "version": saved.version, "ref": ref_of(saved) if path else None, "path": path}
 
 
+def asks_for_estimate(job: AdaptJob | CheckJob, loaded: Sequence[LoadedScan]) -> bool:
+    """Whether one is left out at a time: it is asked for, and the scans are enough."""
+    return job.estimate == "loo" and len(loaded) >= FEWEST_TO_ESTIMATE
+
+
 def job_setting(
     job: AdaptJob | CheckJob,
     entry: ModelEntry,
@@ -147,8 +162,8 @@ def job_setting(
 ) -> Setting:
     """The setting that a job asks for; leaving one out shares the time budget between all trainings."""
     budget = job.budget_minutes
-    if budget and job.estimate == "loo" and len(loaded) >= FEWEST_TO_ESTIMATE:
-        budget /= len(loaded) + 1
+    if budget and asks_for_estimate(job, loaded):
+        budget /= len(by_patient(loaded)) + 1
     return replace(
         make_setting(entry, job.structures, loaded, job.method, options, device, reporter),
         seed=job.seed,
@@ -178,6 +193,9 @@ def leave_one_out(
 ) -> tuple[dict[str, list[float | None]] | None, list[dict[str, Any]]]:
     """Score each scan under an adapter trained on the others, every choice repeated inside the loop.
 
+    The others are those of other patients, if there are any: scans of one patient are left out together, and one adapter
+    scores them.
+
     With a `result_dir`, that adapter's prediction is kept in it (`left_out_<n>.seg.nrrd`), and beside it what the base
     as it is makes of the scan (`base_<n>.seg.nrrd`).
 
@@ -196,33 +214,52 @@ def leave_one_out(
     files = LeftOutFiles(reporter.result_dir, setting.entry, reporter)
     base = load_asked_base(setting.entry, setting.structures) if files.wanted else None
     rows: list[dict[str, Any]] = []
-    for number, left_out in enumerate(loaded, start=1):
-        reporter.progress("estimate", number - 1, len(loaded))
-        others = [scan for scan in loaded if scan is not left_out]
-        adapted = None if reporter.stop_keep() else adapt_scans(setting, others, _inside(reporter, number))
+    patients = by_patient(loaded)
+    made_by = "an adapter of the other patients' scans" if patients_differ(loaded) else "an adapter of the other scans"
+    for done, group in enumerate(patients):
+        reporter.progress("estimate", done, len(patients))
+        inner = _inside(reporter, group[0] + 1, done + 1 if patients_differ(loaded) else None)
+        others = without_patient_of(loaded, group[0])
+        adapted = None if reporter.stop_keep() else adapt_scans(setting, others, inner)
         if adapted is None or reporter.stop_keep():  # an adapter that was cut short would make a false estimate
             reporter.warning("Stopped on request: accuracy is not estimated.")
-            return None, rows
-        masks = predict_masks(adapted, left_out, reporter)
+            return None, sorted(rows, key=lambda row: row["scan"])
+        found = {n: predict_masks(adapted, loaded[n], reporter) for n in group}
         del adapted
-        whole = [s.name for s in setting.structures if left_out.known[s.name] is True]
-        dices = {s.name: None for s in setting.structures}
-        dices |= {name: float(dice(masks[name], left_out.masks[name])) for name in whole}
-        path = files.write(f"left_out_{number}", masks, setting.structures, left_out, "an adapter of the other scans")
-        wanted = base is not None and files.wanted
-        beside = (
-            files.write_base(f"base_{number}", base, left_out, setting.device, setting.precision) if wanted else None
-        )
-        rows.append(left_out_facts(number, path, beside, dices))
-    reporter.progress("estimate", len(loaded), len(loaded))
+        rows += [_left_out_row(setting, loaded[n], n + 1, masks, made_by, files, base) for n, masks in found.items()]
+    reporter.progress("estimate", len(patients), len(patients))
+    rows.sort(key=lambda row: row["scan"])
     return {s.name: [row["dice"][s.name] for row in rows] for s in setting.structures}, rows
 
 
-def _inside(reporter: Reporter, number: int) -> Reporter:
-    """A reporter for the training without one scan: its events say which, and the checkpoint is left alone."""
+def _left_out_row(
+    setting: Setting,
+    scan: LoadedScan,
+    number: int,
+    masks: dict[str, np.ndarray],
+    made_by: str,
+    files: LeftOutFiles,
+    base: Base | None,
+) -> dict[str, Any]:
+    """Score one left-out scan and keep what is shown of it; see `leave_one_out`."""
+    whole = [s.name for s in setting.structures if scan.known[s.name] is True]
+    dices = {s.name: None for s in setting.structures}
+    dices |= {name: float(dice(masks[name], scan.masks[name])) for name in whole}
+    path = files.write(f"left_out_{number}", masks, setting.structures, scan, made_by)
+    wanted = base is not None and files.wanted
+    beside = files.write_base(f"base_{number}", base, scan, setting.device, setting.precision) if wanted else None
+    return left_out_facts(number, path, beside, dices)
+
+
+def _inside(reporter: Reporter, number: int, patient: int | None) -> Reporter:
+    """A reporter for the training without one scan, or one patient's scans: its events say which is the first of them.
+
+    The checkpoint is left alone. `patient` counts the patients in the order in which they are left out, where any is known.
+    """
     inner = copy.copy(reporter)
     inner.checkpoint = None  # it is of the main training
-    inner.progress = partial(reporter.progress, left_out=number)
+    facts = {"left_out": number} if patient is None else {"left_out": number, "patient": patient}
+    inner.progress = partial(reporter.progress, **facts)
     return inner
 
 
@@ -239,6 +276,7 @@ def training_record(
     states = {s.name: [label_state(scan, s.name) for scan in loaded] for s in setting.structures}
     return {
         "shots": len(loaded),
+        **({"patients": number} if (number := count_patients(loaded)) else {}),
         "labelled": {
             name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()
         },
@@ -294,6 +332,8 @@ def check_output(out: Path) -> Path:
 def _warn_about(loaded: list[LoadedScan], reporter: Reporter) -> None:
     if len(loaded) == 1:
         reporter.warning(ONE_SCAN)
+    if of_one_patient(loaded):
+        reporter.warning(ONE_PATIENT.format(n=len(loaded)))
     for number, scan in enumerate(loaded, start=1):
         for problem in scan_warnings(number, scan):
             reporter.warning(problem)

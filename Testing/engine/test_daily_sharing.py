@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from peftseg import cli, library_rows, shared_folders
-from peftseg.adapter_file import load_adapter, read_adapter_info, save_adapter
+from peftseg.adapter_file import FORMAT, load_adapter, read_adapter_info, save_adapter
 from peftseg.adapter_import import import_checked
 from peftseg.errors import BadInput
 from peftseg.library import list_adapters, shared_problems, show_adapter, store
@@ -101,8 +101,8 @@ def test_a_newer_format_a_damaged_file_and_newer_software_are_told_apart(make, t
         import_checked(damaged)
     newer = tmp_path / "newer.safetensors"
     content = make("other").read_bytes()
-    newer.write_bytes(content.replace(b'\\"format\\":1', b'\\"format\\":9'))
-    with pytest.raises(BadInput, match="has format 9; this version reads up to 1"):
+    newer.write_bytes(content.replace(b'\\"format\\":%d' % FORMAT, b'\\"format\\":9'))
+    with pytest.raises(BadInput, match=f"has format 9; this version reads up to {FORMAT}"):
         import_checked(newer)
     record = {"software": {"peftseg": "99.1.0"}}
     assert "made with PEFTSegment 99.1.0" in " ".join(import_checked(make("later", record=record)).notes)

@@ -148,7 +148,7 @@ class AdaptPanel(Panel):
         say(ui.nameHint, no_name or hint)
         say(ui.summaryLabel, choices.summary(found))
         hint = choices.estimate_hint(found)
-        few = hint if len(found.rows) < choices.FEWEST_TO_ESTIMATE else ""
+        few = choices.no_estimate(found)
         if self.start.on:
             few = hint = _("Not possible when it goes on from an adapter, which has seen all of the scans.")
         ui.estimateBox.checked = self.state.estimate and not self.start.on

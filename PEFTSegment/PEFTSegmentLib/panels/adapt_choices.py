@@ -39,13 +39,16 @@ class Support:
     wanted : tuple of Structure
         The structures to learn.
     fingerprint : str
-        Changes whenever a scan or a label does.
+        Changes whenever a scan or a label does, or whose scan it is.
+    patients : tuple of int or None
+        Of each ready row; see `scans.patient_numbers`.
     """
 
     total: int
     rows: tuple[Row, ...]
     wanted: tuple[Structure, ...]
     fingerprint: str
+    patients: tuple[int | None, ...] = ()
 
 
 class SupportCache:
@@ -59,11 +62,13 @@ class SupportCache:
         """The support set of the current scene."""
         rows = context.support.rows()
         key = (context.state.structures, context.state.support, *(_row_key(row) for row in rows))
+        key += tuple(scans.patient_numbers([row.scan for row in rows]))
         if key != self._key or self._found is None:
             wanted = structures.read(context.state)
             ready = tuple(row for row in rows if wanted and not support.problems(row, wanted))
-            seen = json.dumps([_seen(row, wanted) for row in ready])
-            self._found, self._key = Support(len(rows), ready, wanted, seen), key
+            patients = tuple(scans.patient_numbers([row.scan for row in ready]))
+            seen = json.dumps([*(_seen(row, wanted) for row in ready), patients])
+            self._found, self._key = Support(len(rows), ready, wanted, seen, patients), key
         return self._found
 
 
@@ -225,12 +230,43 @@ def cost(facts: dict[str, Any], device: str) -> str:
     )
 
 
+def times_left_out(patients: Sequence[int | None]) -> int:
+    """How many trainings an estimate takes: one a patient; a scan of which nothing is known is of another one.
+
+    Where all are of one patient, each scan is left out alone.
+    """
+    found = len({n for n in patients if n is not None}) + sum(n is None for n in patients)
+    return found if found > 1 else len(patients)
+
+
+def patients_differ(patients: Sequence[int | None]) -> bool:
+    """Whether scans are known to be of several patients: words then say "patient" and not "scan"."""
+    return any(n is not None for n in patients) and len(set(patients)) > 1
+
+
+def no_estimate(found: Support) -> str:
+    """Why the accuracy cannot be estimated, or ""."""
+    if len(found.rows) < FEWEST_TO_ESTIMATE:
+        return _("Needs at least {n} ready scans.").format(n=FEWEST_TO_ESTIMATE)
+    return ""
+
+
 def estimate_hint(found: Support) -> str:
     """What estimating the accuracy takes, or why it cannot be done."""
-    n = len(found.rows)
-    if n < FEWEST_TO_ESTIMATE:
-        return _("Needs at least {n} ready scans.").format(n=FEWEST_TO_ESTIMATE)
-    return _("Leaves each scan out once and segments it. Takes about {n} times as long.").format(n=n + 1)
+    against = no_estimate(found)
+    if against:
+        return against
+    text = _("Leaves each scan out once and segments it. Takes about {n} times as long.")
+    if patients_differ(found.patients):
+        text = _(
+            "Leaves each scan out once, with other scans of the same patient, and segments it. Takes about {n} times as long."
+        )
+    elif any(n is not None for n in found.patients):
+        text = _(
+            "Leaves each scan out once and segments it. All are of one patient (see the module Data): it says nothing about "
+            "others. Takes about {n} times as long."
+        )
+    return text.format(n=times_left_out(found.patients) + 1)
 
 
 def dices(values: Sequence[float | None]) -> str:

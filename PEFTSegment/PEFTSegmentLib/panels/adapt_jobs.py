@@ -20,7 +20,7 @@ from ..context import Context
 from ..dialogs import Problem
 from ..plots import Curves
 from ..runner import Task
-from .adapt_choices import Support, fingerprint
+from .adapt_choices import Support, fingerprint, no_estimate, patients_differ, times_left_out
 from .adapt_progress import with_names
 from .adapt_resume import can_go_on
 
@@ -99,7 +99,7 @@ class AdaptJobs:
             "fingerprint": fingerprint(self._context, found),
             "then_adapt": then_adapt,
         }
-        more = {"estimate": "none"} if goes_on else {}
+        more = {"estimate": "none"} if goes_on or no_estimate(found) else {}
         return work.submit_support(self._context, note, CheckJob, **more)
 
     def adapt(self, found: Support, name: str, start: dict[str, Any] | None = None) -> Task:
@@ -113,8 +113,11 @@ class AdaptJobs:
             "adapter": name,
             "structures": [s.name for s in found.wanted],
             "colours": [list(s.colour) for s in found.wanted],
-            "estimate": self._context.state.estimate and not start,
+            "estimate": self._context.state.estimate and not start and not no_estimate(found),
+            "patients": times_left_out(found.patients) if patients_differ(found.patients) else 0,
         }
+        if no_estimate(found):
+            start = {"estimate": "none", **start}
 
         def out(folder: Path) -> str:
             return str(folder / "result" / "adapter.safetensors")

@@ -68,8 +68,8 @@ def _working(task: Task, progress: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def _parts(task: Task) -> int:
-    """Trainings of a task: the one that counts, and one without each scan where accuracy is estimated."""
-    return 1 + (len(task.note["scans"]) if task.note.get("estimate") else 0)
+    """Trainings of a task: the one that counts, and one without each scan, or patient, where accuracy is estimated."""
+    return 1 + (task.note.get("patients") or len(task.note["scans"]) if task.note.get("estimate") else 0)
 
 
 def _learning(task: Task, progress: dict[str, Any]) -> tuple[str, int, int]:
@@ -98,9 +98,13 @@ def _trying(progress: dict[str, Any]) -> tuple[str, int, int]:
 def _estimating(task: Task, progress: dict[str, Any]) -> tuple[str, int, int]:
     parts = _parts(task)
     inside = progress["stage"] == "train"
-    number = int(progress.get("left_out") or min(int(progress["step"]) + 1, parts - 1))
+    left_out = progress.get("patient") or progress.get("left_out")
+    number = int(left_out or min(int(progress["step"]) + 1, parts - 1))
     share = int(progress["step"]) / max(1, int(progress["total"])) if inside else 0.0
-    text = _("Estimating the accuracy: scan {n} of {total}").format(n=number, total=parts - 1)
+    text = _("Estimating the accuracy: scan {n} of {total}")
+    if task.note.get("patients"):
+        text = _("Estimating the accuracy: patient {n} of {total}")
+    text = text.format(n=number, total=parts - 1)
     if inside and progress.get("eta_s"):
         each = progress["eta_s"] / max(1e-3, 1 - share)  # what a whole one takes
         left = progress["eta_s"] + each * (parts - 1 - number)
@@ -170,7 +174,12 @@ def estimated(ending: dict[str, Any], tokens: Sequence[str]) -> str:
     estimate = ending.get("estimate")
     if not estimate:
         return _("Accuracy: not estimated.")
-    lines = [_("Scans segmented by an adapter that had not seen them (1 is the same as your label, worst first):")]
+    title = _("Scans segmented by an adapter that had not seen them (1 is the same as your label, worst first):")
+    if (ending.get("patients") or 0) > 1:
+        title = _(
+            "Scans segmented by an adapter that had not seen their patients (1 is the same as your label, worst first):"
+        )
+    lines = [title]
     for name, values in estimate.items():
         pairs = sorted((value, number) for number, value in enumerate(values) if value is not None)
         each = [f"{value:.2f}" + _in_brackets(tokens, number) for value, number in pairs]

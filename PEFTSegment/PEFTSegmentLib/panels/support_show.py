@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from peftseg.models import Structure
 
-from .. import scans
+from .. import checks, scans
 from ..panel import enable
 from ..support import Row
 from .support_jobs import PRESEGMENT, RANK
@@ -74,6 +74,9 @@ def show_scene(panel, views: Sequence[RowView], wanted: Sequence[Structure]) -> 
     )
     enable(ui.nextScanButton, _reason_rank(panel, candidates, views), ranking)
     about = _("Scans to learn from, about five:")
+    ready = {view.key for view in views if view.ready}
+    if checks.of_one_patient([row for row in panel.context.support.rows() if row.key in ready]):
+        about = _("Scans to learn from, about five; all are of one patient so far:")
     load = _("Load scans into Slicer, then add them here; or add a folder of scans and labels.")
     ui.tableLabel.text = "" if not wanted else about if views or candidates else load
     ui.messageLabel.setVisible(bool(ui.messageLabel.text))
