@@ -9,6 +9,7 @@ estimate stays honest. Scans that are known to be of one patient are left out to
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from peftseg.adapter_training import (
 )
 from peftseg.adapters import AUTO
 from peftseg.auto_choices import Choice, listed
-from peftseg.auto_race import MOST_FOLDS, MOST_VARIED_FOLDS, fitting_choices, race, refine
+from peftseg.auto_race import fitting_choices, race, refine
 from peftseg.auto_search import Search, mean_dice, not_tried_words, read_search, write_search
 from peftseg.config import CPU_BUDGET_MINUTES
 from peftseg.device import fits, release_memory
@@ -39,8 +40,10 @@ from peftseg.patients import by_patient, patients_differ, without_patient_of
 from peftseg.plan import Plan
 from peftseg.study import LoadedScan
 
-SHORTEST = 12  # epochs of a trial: what shorter ones say of a method is mostly its speed
-SEARCH_TRAININGS = 5.0  # effort of the search in trainings like the last one, where no time is given
+# A trial takes at least this share of the last training's epochs, and this many optimiser steps unless the last training
+# takes fewer: what shorter ones say of methods and rates is how fast they learn (Docs/decisions/auto.md).
+TRIAL_SHARE, TRIAL_STEPS = 0.5, 200
+SEARCH_TRAININGS = 10.0  # effort of the search in trainings like the last one, where no time is given
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,8 @@ def _planned(
 ) -> Search:
     """How many methods are tried and for how long, from what the first one costs.
 
-    Where the time does not suffice, variations of the winner are given up before a method is.
+    As many as a race of two scans has time for with trials that are long enough; what is left goes into further scans and
+    into variations of the winner.
     """
     first, share, minutes = choices[0].label, _search_share(setting), _minutes(setting)
     if len(choices) == 1:
@@ -205,8 +209,9 @@ def _planned(
     planned = ready.plan.schedule.epochs
     away = min(by_patient(loaded), key=len)  # the trial that learns from most scans has to be afforded, too
     others = [scan for n, scan in enumerate(ready.scans) if n not in away]
-    for n, varied in [(n, varied) for n in range(len(choices), 1, -1) for varied in (True, False)]:
-        trials = _trials_wanted(n, len(folds), varied)
+    shortest = _shortest_trial(planned, len(others))
+    for n in range(len(choices), 1, -1):
+        trials = _trials_wanted(n)
         if minutes is None:
             limit = SEARCH_TRAININGS * planned * len(loaded)
             epochs = min(planned, int(limit / trials / len(others)))
@@ -215,20 +220,23 @@ def _planned(
             each, limit = min(minutes * share / trials, usual.budget_minutes), 60 * minutes * share
             search = Search(n, minutes=each, limit=limit, unit=unit)
             trial = replace(usual, budget_minutes=search.minutes)
-            epochs = plan_for(trial, others, ready.attached, ready.divisor).schedule.epochs
-        if epochs >= (SHORTEST if minutes is not None else min(SHORTEST, planned)):
+            plan = plan_for(trial, others, ready.attached, ready.divisor)
+            epochs = plan.schedule.epochs if plan.seconds * trials <= limit else 0  # a plan has an epoch at least
+        if epochs >= shortest:
             return search
     untried = listed([choice.label for choice in choices[1:]])
-    return Search(why=[f"{first} is used: the time is too short to try other methods ({untried})."])
+    why = f"{first} is used: the time is too short to try other methods ({untried}) for {shortest} epochs each."
+    return Search(why=[why])
 
 
-def _trials_wanted(choices: int, folds: int, varied: bool) -> int:
-    """Trials of a race in which half of the methods drop out after two scans, and of some variations after it, if any.
+def _shortest_trial(planned: int, scans: int) -> int:
+    """Epochs that a trial on so many scans takes at least, where the last training is planned for `planned`."""
+    return min(planned, max(math.ceil(TRIAL_SHARE * planned), math.ceil(TRIAL_STEPS / scans)))
 
-    Without variations, where the time does not suffice for both, `refine` still tries what is afforded in the end.
-    """
-    race = 2 * choices + (min(folds, MOST_FOLDS) - 2) * -(-choices // 2)
-    return race + (2 * min(folds, MOST_VARIED_FOLDS) if varied else 0)
+
+def _trials_wanted(choices: int) -> int:
+    """Trials of a race of two scans in which half of the methods drop out after the first."""
+    return choices + -(-choices // 2)
 
 
 class Trial:

@@ -48,15 +48,15 @@ def starters(names: str) -> list[Choice]:
 
 
 def variations(choice: Choice) -> Iterator[Choice]:
-    """The choice with one thing changed: its rates, its rank, its layers."""
+    """The choice with one thing changed, what most often helps first: its rank, its rates, its layers."""
     options = dict(choice.options)
     rates = [name for name in options if name.startswith("lr_")]
+    ranks = [2 * options["rank"], options["rank"] // 2] if "rank" in options else []
+    ranks = [rank for rank in ranks if _valid(choice.method, {**options, "rank": rank})]
+    yield from (_changed(choice, {"rank": rank}, f"rank {rank}") for rank in ranks if rank > options["rank"])
     for factor, words in ((RATES_BY, f"rates x {RATES_BY:g}"), (1 / RATES_BY, f"rates / {RATES_BY:g}")):
         yield _changed(choice, {name: _rounded(options[name] * factor) for name in rates}, words)
-    if "rank" in options:
-        for rank in (2 * options["rank"], options["rank"] // 2):
-            if _valid(choice.method, {**options, "rank": rank}):
-                yield _changed(choice, {"rank": rank}, f"rank {rank}")
+    yield from (_changed(choice, {"rank": rank}, f"rank {rank}") for rank in ranks if rank < options["rank"])
     if options.get("layers") == "auto":
         yield _changed(choice, {"layers": "all"}, "all layers")
 

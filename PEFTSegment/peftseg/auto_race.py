@@ -17,7 +17,8 @@ from peftseg.events import Reporter
 from peftseg.networks import Anatomy
 
 BEHIND = (0.05, 0.02, 0.01)  # Dice behind the best at which a method drops out, after 1, 2, and more scans
-MOST_FOLDS = 5  # scans that are left out in the race
+MOST_FOLDS = 3  # scans that are left out in the race
+SURE = 2.0  # standard errors by which the first method, or what is best so far, has to be beaten
 MOST_VARIED_FOLDS = 3  # scans on which a variation of the winner is tried
 MOST_OWN = 5_000_000  # values of a method's own: with more, its adapter files are no longer small beside the others'
 
@@ -92,7 +93,7 @@ def race(choices: list[Choice], folds: list[int], trial: Trials) -> Choice:
         if trial.reporter.stop_keep():
             return _best_so_far(choices, alive, done or [fold], search)
         done.append(fold)
-        alive = _still_close(scored, done, search)
+        alive = _still_close(scored, first, done, search)
         trial.forget_but(alive)
     if not done or not alive:
         search.why.append(f"{first.label} is used: no method could be trained and scored on a left-out {search.unit}.")
@@ -105,8 +106,9 @@ def race(choices: list[Choice], folds: list[int], trial: Trials) -> Choice:
     gain, noise = difference(search, best, first, done)
     on = f"{len(done)} {search.unit}(s)"
     words = f"{best.label} against {first.label}: {gain:+.3f} Dice on {on}, which varies by {noise:.3f}"
-    search.why.append(f"{words}: {best.label if gain > noise else first.label} is used.")
-    return best if gain > noise else first
+    chosen = best if gain > SURE * noise else first
+    search.why.append(f"{words}: {chosen.label} is used.")
+    return chosen
 
 
 def _best_so_far(choices: list[Choice], alive: list[Choice], scans: list[int], search: Search) -> Choice:
@@ -120,18 +122,19 @@ def _best_so_far(choices: list[Choice], alive: list[Choice], scans: list[int], s
     return best
 
 
-def _still_close(alive: list[Choice], done: list[int], search: Search) -> list[Choice]:
-    """Who goes on after these scans."""
+def _still_close(alive: list[Choice], first: Choice, done: list[int], search: Search) -> list[Choice]:
+    """Who goes on after these scans; the first of the list, with which the best is compared, unless it is far behind."""
     if not alive:
         return []
     means = {choice: mean_dice(search, choice, done) for choice in alive}
-    limit = max(means.values()) - BEHIND[min(len(done), len(BEHIND)) - 1]
-    for choice, mean in means.items():
-        if mean < limit:
-            behind = max(means.values()) - mean
+    most = BEHIND[min(len(done), len(BEHIND)) - 1]
+    behinds = {choice: max(means.values()) - mean for choice, mean in means.items()}
+    close = [choice for choice, behind in behinds.items() if behind <= (BEHIND[0] if choice == first else most)]
+    for choice, behind in behinds.items():
+        if choice not in close:
             after = f"{len(done)} {search.unit}(s)"
             search.why.append(f"{choice.label} drops out after {after}, {behind:.3f} Dice behind the best.")
-    return [choice for choice, mean in means.items() if mean >= limit]
+    return close
 
 
 def refine(best: Choice, folds: list[int], trial: Trials) -> Choice:
@@ -178,8 +181,9 @@ def _is_taken(varied: Choice, best: Choice, used: list[int], search: Search) -> 
         search.why.append(f"{varied.label}: {gain:+.3f} Dice on one {search.unit}, {why}: not taken.")
         return False
     words = f"{varied.label}: {gain:+.3f} Dice on {len(used)} {search.unit}s, which varies by {noise:.3f}"
-    search.why.append(f"{words}: {'taken' if gain > noise else 'not taken'}.")
-    return gain > noise
+    taken = gain > SURE * noise
+    search.why.append(f"{words}: {'taken' if taken else 'not taken'}.")
+    return taken
 
 
 def _worth_trying(best: Choice, setting: Setting) -> Iterator[Choice]:
