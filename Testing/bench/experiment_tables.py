@@ -60,7 +60,6 @@ def print_tables(
     own = [row for row in rows if int(row["shots"]) == shots]
     beside = [row for row in (read_rows(references) if references else []) if int(row["shots"]) == shots]
     if own:
-        others = {row["candidate"] for row in beside}
         main, words = _comparable([*own, *beside], _tasks(own), list(factors))
         print(f"\n### {shots} shots, all methods\n\n{words}\n")
         print(_scores(main))
@@ -70,11 +69,14 @@ def print_tables(
             if any(row["candidate"] == reference for row in main):
                 print(f"\n### Dice minus that of {reference}\n")
                 print(f"{_differences(main, reference)}\n\n{HOLM}")
-        if any(row["candidate"] == AUTO for row in main):
-            print(f"\n### {AUTO} against the best fixed method in hindsight\n")
-            print(_auto(main, others))
+        scored = {(row["task"], row["draw"]) for row in own if row["candidate"] == AUTO}
+        if {task for task, _ in scored} == set(_tasks(own)):
+            beside_auto = [row for row in own if (row["task"], row["draw"]) in scored]
+            common, words = _comparable(beside_auto, _tasks(own), [*factors, AUTO])
+            print(f"\n### {AUTO} against the best fixed method in hindsight\n\n{words}\n")
+            print(_auto(common))
         print("\n### Size, costs and the front\n")
-        print(_costs(main, others))
+        print(_costs(main, {row["candidate"] for row in beside}))
     counts = sorted({int(row["shots"]) for row in rows})
     if len(counts) > 1:
         print("\n### By number of shots\n")
@@ -152,9 +154,9 @@ def _differences(rows: Rows, reference: str) -> str:
     return markdown(["method", *(task or "mean of the tasks" for task in columns)], body)
 
 
-def _auto(rows: Rows, references: set[str]) -> str:
+def _auto(rows: Rows) -> str:
     """Dice of `auto` minus that of the fixed method that is best on each task, and on their mean; and the aim."""
-    fixed = [row for row in rows if row["candidate"] not in {*references, AUTO}]
+    fixed = [row for row in rows if row["candidate"] != AUTO]
     whole, tables, body = over_structures(rows), score_table(over_structures(fixed)), []
     columns = [*_tasks(rows), *([None] if len(_tasks(rows)) > 1 else [])]
     for task in columns:
@@ -259,14 +261,20 @@ def _about_counts(rows: Rows, facts: dict[str, dict[str, float]]) -> str:
 
 
 def _by_shots(rows: Rows, counts: Sequence[int]) -> str:
-    """Mean Dice of the methods that were run at all sizes in all tasks, over the draws that they have in common."""
+    """Mean Dice of the methods that were run at all sizes in all tasks, over the draws that all of these runs have."""
     tasks = _tasks(rows)
     at = {(r["candidate"], r["task"], int(r["shots"])) for r in rows}
     labels = [label for label in _every(rows) if all((label, t, k) in at for t in tasks for k in counts)]
+    if not labels:
+        return "No method has runs of all sizes in all tasks yet."
     kept = [row for row in rows if row["candidate"] in labels]
+    draws: dict[tuple[str, str, int], set[str]] = {}
+    for row in kept:
+        draws.setdefault((row["task"], row["candidate"], int(row["shots"])), set()).add(row["draw"])
+    shared = {t: set.intersection(*(found for (task, *_), found in draws.items() if task == t)) for t in tasks}
     tables = {}
     for k in counts:
-        common, _ = in_common_draws([row for row in kept if int(row["shots"]) == k])
+        common = [row for row in kept if int(row["shots"]) == k and row["draw"] in shared[row["task"]]]
         tables |= {(k, *key[:2]): table for key, table in score_table(over_structures(common)).items()}
     body = [
         [task, label, *(_with_draws(tables.get((k, task, label))) for k in counts)]

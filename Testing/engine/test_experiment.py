@@ -171,6 +171,12 @@ def test_auto_stands_beside_the_best_fixed_method_of_each_task_and_of_their_mean
     assert "| u | full, 0.805 | -0.108" in text
     assert "| mean of the tasks | full, 0.705 | -0.004" in text
     assert "on the mean of the tasks: met." in text
+    (tmp_path / "test.csv").unlink()
+    (tmp_path / "references.csv").unlink()
+    fewer = [r for r in rows if r["candidate"] != "auto" or r["draw"] == 0]
+    text = printed(tmp_path, capsys, fewer).partition("### auto against")[2]
+    assert "Draws: t 0; u 0." in text, "over the draws that it has"
+    assert "| u | full, 0.805 | -0.108" in text
 
 
 def test_costs_tell_what_is_known_and_whose_count_is_after_pruning(tmp_path, capsys):
@@ -264,3 +270,10 @@ def test_a_row_tells_what_trained_before_pruning(tmp_path):
     assert sum(trained[0][f"trained_{kind}_at_start"] for kind in kinds) == trained[0]["trained_at_start"]
     pruned = [kind for kind in kinds if trained[0][f"trained_{kind}_at_start"] != trained[0][f"trained_{kind}"]]
     assert pruned == ["adapter"]
+
+
+def test_sizes_of_support_sets_are_compared_on_the_draws_that_all_of_them_have(tmp_path, capsys):
+    rows = [row("lora", d, p, 0.5 + 0.1 * d) for d in (0, 1) for p in "pq"]
+    rows += [row("lora", 0, p, 0.4, shots=1) for p in "pq"]
+    text = printed(tmp_path, capsys, rows).partition("### By number of shots")[2]
+    assert "| t | lora | 0.400 (0.400 to 0.400), draws: 1 | 0.500 (0.500 to 0.500), draws: 1 |" in text
