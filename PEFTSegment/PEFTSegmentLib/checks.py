@@ -12,6 +12,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
+from peftseg import patients
 from peftseg.errors import BadInput
 from peftseg.grid import Grid
 from peftseg.laterality import paired_names
@@ -97,7 +98,7 @@ def _of_all(rows: Sequence[Row], wanted: Sequence[Structure]) -> list[Finding]:
 
 def of_one_patient(rows: Sequence[Row]) -> bool:
     """Whether there are several scans, all of one patient."""
-    return len(rows) > 1 and set(scans.patient_numbers([row.scan for row in rows])) == {1}
+    return patients.of_one_patient(scans.patient_numbers([row.scan for row in rows]))
 
 
 def _empty(row: Row, wanted: Sequence[Structure]) -> list[str]:

@@ -36,7 +36,7 @@ from peftseg.device import fits, release_memory
 from peftseg.errors import BadInput, OutOfMemory, TrainingFailed
 from peftseg.events import TRIALS_FILE, Reporter
 from peftseg.metrics import dice
-from peftseg.patients import by_patient, patients_differ, without_patient_of
+from peftseg.patients import by_patient, patients_differ, patients_of, same_patient, without_patient_of
 from peftseg.plan import Plan
 from peftseg.study import LoadedScan
 
@@ -66,7 +66,7 @@ def adapt_scans(setting: Setting, loaded: Sequence[LoadedScan], reporter: Report
         return train_adapter(setting, loaded, reporter)
     decision = choose(setting, list(loaded), reporter)
     if decision.kept is not None and reporter.stop_keep():
-        but = "those of one patient" if patients_differ(loaded) else "one"
+        but = "those of one patient" if patients_differ(patients_of(loaded)) else "one"
         reporter.warning(
             f"Stopped while methods were tried: this adapter has learnt from all labelled scans but {but}."
         )
@@ -147,7 +147,7 @@ def usable_folds(loaded: Sequence[LoadedScan], setting: Setting) -> list[int]:
 
     Of each patient it is the first one, which stands for all of them.
     """
-    usable = [[n for n in group if _scored(loaded, n, setting)] for group in by_patient(loaded)]
+    usable = [[n for n in group if _scored(loaded, n, setting)] for group in by_patient(patients_of(loaded))]
     return [group[0] for group in usable if group]
 
 
@@ -200,14 +200,15 @@ def _planned(
     first, share, minutes = choices[0].label, _search_share(setting), _minutes(setting)
     if len(choices) == 1:
         return Search(why=[f"{first} is the only method that can be tried."])
-    unit = "patient" if patients_differ(loaded) else "scan"
+    unit = "patient" if patients_differ(patients_of(loaded)) else "scan"
     if len(folds) < 2:
         remedy = " Label a scan of another patient, or correct 'patient' in support.json." if unit == "patient" else ""
         return Search(why=[f"{first} is used: under two {unit}s can be left out to compare methods on.{remedy}"])
     usual = usual_setting(setting, choices[0])
     ready = get_ready(usual, loaded, _quiet(reporter))
     planned = ready.plan.schedule.epochs
-    away = min(by_patient(loaded), key=len)  # the trial that learns from most scans has to be afforded, too
+    # The trial that learns from most scans has to be afforded, too.
+    away = min(by_patient(patients_of(loaded)), key=len)
     others = [scan for n, scan in enumerate(ready.scans) if n not in away]
     shortest = _shortest_trial(planned, len(others))
     for n in range(len(choices), 1, -1):
@@ -301,7 +302,7 @@ class Trial:
         adapted = train_adapter(setting, others, self.quiet)
         if self.reporter.stop_keep() and search.scores:
             return None
-        own = next(group for group in by_patient(self.loaded) if left_out in group)
+        own = same_patient(patients_of(self.loaded), left_out)
         scored = {n: names for n in own if (names := _scored(self.loaded, n, self.setting))}
         value = statistics.fmean(self._dice(adapted, n, names) for n, names in scored.items())
         adapted.attached.network.to("cpu")

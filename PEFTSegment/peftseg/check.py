@@ -21,7 +21,7 @@ from peftseg.errors import JobCancelled, PeftsegError
 from peftseg.events import Reporter
 from peftseg.licences import usable
 from peftseg.models import ModelEntry, Preprocessing
-from peftseg.patients import ONE_PATIENT, by_patient, of_one_patient
+from peftseg.patients import ONE_PATIENT, by_patient, of_one_patient, patients_of
 from peftseg.recipe import FEWEST_VOXELS, SupportFacts, choose_recipe, support_facts
 from peftseg.study import LoadedScan, SupportItem, load_support_item
 from peftseg.train import asks_for_estimate, job_setting
@@ -64,7 +64,7 @@ def run_check(job: CheckJob, reporter: Reporter) -> dict[str, Any]:
     ready = get_ready(setting, list(scans.values()), reporter)
     preparing = time.monotonic() - started
     searching = search_seconds(asked, ready.plan) if asked.method == AUTO else 0.0
-    patients = by_patient(list(scans.values()))
+    patients = by_patient(patients_of(scans.values()))
     estimates = asks_for_estimate(job, list(scans.values()))
     found |= _plan_facts(setting, ready, patients, estimates, preparing, searching)
     found["warnings"] = _warnings(scans, facts, entry, ready.recipe, ready.changes)
@@ -141,7 +141,7 @@ def _warnings(
     scans: Scans, facts: dict[int, SupportFacts], entry: ModelEntry, recipe: Preprocessing, changes: list[str]
 ) -> list[str]:
     found = [ONE_SCAN] if len(scans) == 1 else []
-    found += [ONE_PATIENT.format(n=len(scans))] if of_one_patient(list(scans.values())) else []
+    found += [ONE_PATIENT.format(n=len(scans))] if of_one_patient(patients_of(scans.values())) else []
     found += [change for change in changes if change.startswith("Grey values")]
     for number, scan in scans.items():
         found += scan_warnings(number, scan)

@@ -101,14 +101,16 @@ def _spreads(
     over_tasks: Callable[[Sequence[float]], float],
 ) -> Any:
     """One picture a column of the rows that some of them know: single draws, their mean and their range."""
+    order = from_below(rows, shots)
     values = {
         (key, k, label): draw_values(rows, k, label, key, over_tasks)
         for key, _ in wanted
         for k in shots
-        for label in from_below(rows, shots)
+        for label in order
     }
-    known = {part for place, found in values.items() if found for part in (place[0], place[2])}
-    columns, labels = [c for c in wanted if c[0] in known], [k for k in from_below(rows, shots) if k in known]
+    known = [place for place, found in values.items() if found]
+    keys, named = {key for key, _, _ in known}, {label for _, _, label in known}
+    columns, labels = [c for c in wanted if c[0] in keys], [label for label in order if label in named]
     if not columns:
         return None
     figure, axes = new_figure(len(columns), (4.5 * len(columns) + 2.5, height_of(len(labels), len(shots))))

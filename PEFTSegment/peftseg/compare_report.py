@@ -38,7 +38,7 @@ from peftseg.report import NOTICE
 __all__ = ["RANK_MARK", "REPORT", "markdown", "paired_table", "rank_rows", "summaries", "write_report"]
 
 REPORT = "report.md"
-POOL_EPOCHS = 8  # as adapters.features.POOL, which needs torch
+POOL_EPOCHS = 8  # at most, as adapters.features.POOL, which needs torch
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,9 @@ _UNEQUAL = (
 _COSTS = (
     "Rank is the number of components that are left, effective rank that of the merged change of the weights (exp of the "
     "entropy of its singular values); both are means over layers, head and decoder apart. linear_probe and spatial_adapter "
-    f"train on features that are kept: they see the patches of their first {POOL_EPOCHS} epochs again and again, the others "
-    "new ones in each epoch. Time is that of training on the clock; processor time hardly depends on other work."
+    f"train on features that are kept: they see the patches of their first {POOL_EPOCHS} epochs (fewer where the memory does "
+    "not hold them) again and again, the others new ones in each epoch. Time is that of training on the clock; processor time "
+    "hardly depends on other work."
 )
 _PAIRED = (
     "Bold is what is no tie. p-values: paired bootstrap over patients and draws, two-sided, adjusted by Holm's method for all "

@@ -16,26 +16,24 @@ from torch.nn import functional as F
 SMOOTH = 1.0  # of the Dice term
 
 
-def soft_dice(
-    p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, smooth: float = SMOOTH
-) -> torch.Tensor:
+def soft_dice(p: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """1 - soft Dice of each structure, pooled over the batch so that patches without the structure do not dominate.
 
     Parameters
     ----------
     p, target, weight : tensor (B, C, *spatial)
-        Probability, truth (0 or 1) and 1 where the structure is labelled; without a weight all are, everywhere.
+        Probability, truth (0 or 1), and 1 where the structure is labelled.
 
     Returns
     -------
     tensor (C,)
-        `1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)`, sums over B and space.
+        `1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s)`, sums over B and space; s is `SMOOTH`.
     """
     axes = (0, *range(2, p.ndim))
-    weighted = target if weight is None else target * weight
+    weighted = target * weight
     overlap = (p * weighted).sum(axes)
-    total = (p if weight is None else p * weight).sum(axes) + weighted.sum(axes)
-    return 1 - (2 * overlap + smooth) / (total + smooth)
+    total = (p * weight).sum(axes) + weighted.sum(axes)
+    return 1 - (2 * overlap + SMOOTH) / (total + SMOOTH)
 
 
 def softmax_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

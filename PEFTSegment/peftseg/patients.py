@@ -34,34 +34,44 @@ def numbered(keys: Iterable[Hashable | None]) -> list[int | None]:
     return [None if key is None else numbers.setdefault(key, len(numbers) + 1) for key in keys]
 
 
-def by_patient(scans: Sequence[OfPatient]) -> list[list[int]]:
+def patients_of(scans: Iterable[OfPatient]) -> list[int | None]:
+    """The number of each scan's patient."""
+    return [scan.patient for scan in scans]
+
+
+def by_patient(patients: Sequence[int | None]) -> list[list[int]]:
     """Indices (from 0 on) of each patient's scans, in the order of the patients' first scans; one by one if all are of one."""
-    if of_one_patient(scans):
-        return [[index] for index in range(len(scans))]
+    if of_one_patient(patients):
+        return [[index] for index in range(len(patients))]
     found: dict[Hashable, list[int]] = {}
-    for index, scan in enumerate(scans):
-        found.setdefault(("alone", index) if scan.patient is None else scan.patient, []).append(index)
+    for index, patient in enumerate(patients):
+        found.setdefault(("alone", index) if patient is None else patient, []).append(index)
     return list(found.values())
+
+
+def same_patient(patients: Sequence[int | None], index: int) -> list[int]:
+    """Indices of the scans that are left out together with one (its index, from 0 on), itself too."""
+    return next(group for group in by_patient(patients) if index in group)
 
 
 def without_patient_of(scans: Sequence[Scan], index: int) -> list[Scan]:
     """The scans that are not of the same patient as one of them (its index, from 0 on), in their order."""
-    own = next(group for group in by_patient(scans) if index in group)
+    own = same_patient(patients_of(scans), index)
     return [scan for n, scan in enumerate(scans) if n not in own]
 
 
-def patients_differ(scans: Sequence[OfPatient]) -> bool:
+def patients_differ(patients: Sequence[int | None]) -> bool:
     """Whether scans are known to be of several patients: words then say "patient" and not "scan"."""
-    return any(scan.patient is not None for scan in scans) and not of_one_patient(scans)
+    return any(patient is not None for patient in patients) and not of_one_patient(patients)
 
 
-def count_patients(scans: Sequence[OfPatient]) -> int | None:
+def count_patients(patients: Sequence[int | None]) -> int | None:
     """How many patients the scans are of; None where nothing is known of them."""
-    if of_one_patient(scans):
+    if of_one_patient(patients):
         return 1
-    return len(by_patient(scans)) if patients_differ(scans) else None
+    return len(by_patient(patients)) if patients_differ(patients) else None
 
 
-def of_one_patient(scans: Sequence[OfPatient]) -> bool:
+def of_one_patient(patients: Sequence[int | None]) -> bool:
     """Whether there are several scans, all of one patient."""
-    return len(scans) > 1 and scans[0].patient is not None and len({scan.patient for scan in scans}) == 1
+    return len(patients) > 1 and patients[0] is not None and len(set(patients)) == 1

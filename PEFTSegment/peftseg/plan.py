@@ -18,7 +18,7 @@ from torch import nn
 from peftseg.adapters.features import MEMORY_SHARE as FEATURES_SHARE
 from peftseg.adapters.features import POOL
 from peftseg.config import CPU_BUDGET_MINUTES
-from peftseg.device import autocast, choose_precision, fits, free_memory, is_out_of_memory
+from peftseg.device import autocast, choose_precision, fits, free_memory
 from peftseg.errors import BadInput, OutOfMemory
 from peftseg.networks import per_axis
 from peftseg.patches import Augmentation
@@ -226,19 +226,17 @@ def make_plan(
     precision = safe_precision(choose_precision(device, precision), device, patch, divisor)
     axes = zip(patch, per_axis(divisor), strict=True)
     probe = tuple(min(size, max(2 * d, round_up(32, d))) for size, d in axes)
-    try:
-        cost = measure_step(network, device, probe, precision, frozen_until=frozen_until)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    measured = fits(partial(measure_step, network, device, probe, precision, frozen_until=frozen_until))
+    if measured is None:
         raise OutOfMemory(
             f"Not even one patch of {probe} voxels fits into the memory.",
             "Close other programs or use a smaller model.",
-        ) from error
+        )
     if device.type != "cpu" and math.prod(probe) < math.prod(patch):
         # A GPU takes about as long for a small patch as for a large one, and its copies of weights grow with none.
         larger = fits(partial(measure_step, network, device, patch, precision, frozen_until=frozen_until))
-        cost = cost if larger is None else larger[0]
+        measured = larger or measured
+    cost = measured[0]
     free = free_memory(device) * (0.5 if smaller else 1.0)
     whole = all(all(p >= n for p, n in zip(patch, shape, strict=True)) for shape in shapes)
     per_scan = 1 if whole else PAPER_PATCHES

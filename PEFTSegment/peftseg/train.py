@@ -36,6 +36,7 @@ from peftseg.patients import (
     count_patients,
     of_one_patient,
     patients_differ,
+    patients_of,
     without_patient_of,
 )
 from peftseg.site_layers import describe_site
@@ -113,7 +114,7 @@ def run_adapt(job: AdaptJob, reporter: Reporter) -> dict[str, Any]:
         "ranks": adapted.attached.facts().get("ranks", {}),
         "recipe_changes": adapted.changes,
         "estimate": estimate,
-        "patients": count_patients(loaded),
+        "patients": count_patients(patients_of(loaded)),
         "left_out": left_out,
         "choice": adapted.choice,
     }
@@ -163,7 +164,7 @@ def job_setting(
     """The setting that a job asks for; leaving one out shares the time budget between all trainings."""
     budget = job.budget_minutes
     if budget and asks_for_estimate(job, loaded):
-        budget /= len(by_patient(loaded)) + 1
+        budget /= len(by_patient(patients_of(loaded))) + 1
     return replace(
         make_setting(entry, job.structures, loaded, job.method, options, device, reporter),
         seed=job.seed,
@@ -214,11 +215,12 @@ def leave_one_out(
     files = LeftOutFiles(reporter.result_dir, setting.entry, reporter)
     base = load_asked_base(setting.entry, setting.structures) if files.wanted else None
     rows: list[dict[str, Any]] = []
-    patients = by_patient(loaded)
-    made_by = "an adapter of the other patients' scans" if patients_differ(loaded) else "an adapter of the other scans"
+    known = patients_of(loaded)
+    patients, differ = by_patient(known), patients_differ(known)
+    made_by = "an adapter of the other patients' scans" if differ else "an adapter of the other scans"
     for done, group in enumerate(patients):
         reporter.progress("estimate", done, len(patients))
-        inner = _inside(reporter, group[0] + 1, done + 1 if patients_differ(loaded) else None)
+        inner = _inside(reporter, group[0] + 1, done + 1 if differ else None)
         others = without_patient_of(loaded, group[0])
         adapted = None if reporter.stop_keep() else adapt_scans(setting, others, inner)
         if adapted is None or reporter.stop_keep():  # an adapter that was cut short would make a false estimate
@@ -276,7 +278,7 @@ def training_record(
     states = {s.name: [label_state(scan, s.name) for scan in loaded] for s in setting.structures}
     return {
         "shots": len(loaded),
-        **({"patients": number} if (number := count_patients(loaded)) else {}),
+        **({"patients": number} if (number := count_patients(patients_of(loaded))) else {}),
         "labelled": {
             name: {state: found.count(state) for state in sorted(set(found))} for name, found in states.items()
         },
@@ -332,7 +334,7 @@ def check_output(out: Path) -> Path:
 def _warn_about(loaded: list[LoadedScan], reporter: Reporter) -> None:
     if len(loaded) == 1:
         reporter.warning(ONE_SCAN)
-    if of_one_patient(loaded):
+    if of_one_patient(patients_of(loaded)):
         reporter.warning(ONE_PATIENT.format(n=len(loaded)))
     for number, scan in enumerate(loaded, start=1):
         for problem in scan_warnings(number, scan):

@@ -267,21 +267,19 @@ def _by_shots(rows: Rows, counts: Sequence[int]) -> str:
     labels = [label for label in _every(rows) if all((label, t, k) in at for t in tasks for k in counts)]
     if not labels:
         return "No method has runs of all sizes in all tasks yet."
-    kept = [row for row in rows if row["candidate"] in labels]
-    draws: dict[tuple[str, str, int], set[str]] = {}
-    for row in kept:
-        draws.setdefault((row["task"], row["candidate"], int(row["shots"])), set()).add(row["draw"])
-    shared = {t: set.intersection(*(found for (task, *_), found in draws.items() if task == t)) for t in tasks}
-    tables = {}
-    for k in counts:
-        common = [row for row in kept if int(row["shots"]) == k and row["draw"] in shared[row["task"]]]
-        tables |= {(k, *key[:2]): table for key, table in score_table(over_structures(common)).items()}
+    runs = [row | {"candidate": _at(row["candidate"], row["shots"])} for row in rows if row["candidate"] in labels]
+    common, _ = in_common_draws(runs)
+    tables = {key[:2]: table for key, table in score_table(over_structures(common)).items()}
     body = [
-        [task, label, *(_with_draws(tables.get((k, task, label))) for k in counts)]
+        [task, label, *(_with_draws(tables.get((task, _at(label, k)))) for k in counts)]
         for task in tasks
         for label in labels
     ]
     return markdown(["task", "method", *(f"{k} shots" for k in counts)], body)
+
+
+def _at(label: str, shots: int | str) -> str:
+    return f"{label} at {shots}"
 
 
 def _every(rows: Rows) -> list[str]:

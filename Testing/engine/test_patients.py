@@ -24,7 +24,7 @@ from peftseg.dataset import load_scans
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.models import Structure, resolve
-from peftseg.patients import by_patient, numbered, without_patient_of
+from peftseg.patients import by_patient, numbered, patients_of, without_patient_of
 from peftseg.study import LabelState, SupportItem, read_support_folder
 from peftseg.volume import Grid, write_volume
 from small_scans import BOTH, DARK, make_scan_files, write_tiny_model
@@ -82,7 +82,7 @@ def learnt_from(monkeypatch):
 
 def test_scans_without_a_patient_are_patients_of_their_own():
     items = [SupportItem("a", "a"), SupportItem("b", "b", {}, 1), SupportItem("c", "c"), SupportItem("d", "d", {}, 1)]
-    assert by_patient(items) == [[0], [1, 3], [2]]
+    assert by_patient(patients_of(items)) == [[0], [1, 3], [2]]
     assert [item.image for item in without_patient_of(items, 3)] == ["a", "c"]
     assert [item.image for item in without_patient_of(items, 0)] == ["b", "c", "d"]
     assert numbered(["x", None, "y", "x"]) == [1, None, 2, 1]

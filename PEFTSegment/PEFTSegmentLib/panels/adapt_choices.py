@@ -16,6 +16,7 @@ from peftseg.adapters import table
 from peftseg.errors import BadInput, PeftsegError
 from peftseg.models import Structure
 from peftseg.paths import adapters_dir
+from peftseg.patients import by_patient, patients_differ
 
 from .. import scans, structures, support, texts
 from ..context import Context
@@ -230,20 +231,6 @@ def cost(facts: dict[str, Any], device: str) -> str:
     )
 
 
-def times_left_out(patients: Sequence[int | None]) -> int:
-    """How many trainings an estimate takes: one a patient; a scan of which nothing is known is of another one.
-
-    Where all are of one patient, each scan is left out alone.
-    """
-    found = len({n for n in patients if n is not None}) + sum(n is None for n in patients)
-    return found if found > 1 else len(patients)
-
-
-def patients_differ(patients: Sequence[int | None]) -> bool:
-    """Whether scans are known to be of several patients: words then say "patient" and not "scan"."""
-    return any(n is not None for n in patients) and len(set(patients)) > 1
-
-
 def no_estimate(found: Support) -> str:
     """Why the accuracy cannot be estimated, or ""."""
     if len(found.rows) < FEWEST_TO_ESTIMATE:
@@ -266,7 +253,7 @@ def estimate_hint(found: Support) -> str:
             "Leaves each scan out once and segments it. All are of one patient (see the module Data): it says nothing about "
             "others. Takes about {n} times as long."
         )
-    return text.format(n=times_left_out(found.patients) + 1)
+    return text.format(n=len(by_patient(found.patients)) + 1)
 
 
 def dices(values: Sequence[float | None]) -> str:

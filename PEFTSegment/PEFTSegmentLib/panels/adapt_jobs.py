@@ -14,13 +14,14 @@ from slicer.i18n import tr as _
 
 from peftseg.config import AdaptJob, CheckJob
 from peftseg.events import Event
+from peftseg.patients import by_patient, patients_differ
 
 from .. import dialogs, work
 from ..context import Context
 from ..dialogs import Problem
 from ..plots import Curves
 from ..runner import Task
-from .adapt_choices import Support, fingerprint, no_estimate, patients_differ, times_left_out
+from .adapt_choices import Support, fingerprint, no_estimate
 from .adapt_progress import with_names
 from .adapt_resume import can_go_on
 
@@ -114,7 +115,7 @@ class AdaptJobs:
             "structures": [s.name for s in found.wanted],
             "colours": [list(s.colour) for s in found.wanted],
             "estimate": self._context.state.estimate and not start and not no_estimate(found),
-            "patients": times_left_out(found.patients) if patients_differ(found.patients) else 0,
+            "patients": len(by_patient(found.patients)) if patients_differ(found.patients) else 0,
         }
         if no_estimate(found):
             start = {"estimate": "none", **start}
