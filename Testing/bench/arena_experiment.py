@@ -2,6 +2,9 @@
 
     python Testing/bench/arena_experiment.py run
     python Testing/bench/arena_experiment.py table
+    python Testing/bench/make_models.py brain-t1-swin --epochs 60 --out ../brain-t1-swin
+    python Testing/bench/arena_experiment.py run --swin ../brain-t1-swin
+    python Testing/bench/arena_experiment.py table --swin
 
 Base, tasks, draws and steps are those of `experiment.py`; each row changes one thing of LoRA or ARENA at the options in
 `rates.json`. The support scans that were not drawn are scored; test scans are not touched. The rates times 0.1 are a question
@@ -9,6 +12,9 @@ of their own: the baselines' published code learns ten times slower once the dec
 while ARENA's paper names one rate, so that its lead on novel structures may be one of rates. As to layers: with a decoder that
 is trained as it is, "all" are those of the encoder; the subset is its two deepest stages, nearest to where ARENA's paper
 adapts (the attention of a transformer's stages, which this base has not).
+
+`--swin` is about that place: the same comparison on a base with attention, in which LoRA adapts queries, keys and values,
+and ARENA keys and values, as published. Rates of `rates.json` were found on `brain-t1`; larger ones are rows of their own.
 Resumable. Needs the real volumes (`--data`, default `../shared/data`).
 """
 
@@ -17,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +31,12 @@ from experiment import BASE, BASE_STRUCTURES, RATES, RESULTS, ROOT, SHOTS, at_fa
 from experiment_tables import paired_cell
 from runs import run_missing
 
-ROWS = RESULTS / "arena_support.csv"
+ROWS, SWIN_ROWS = RESULTS / "arena_support.csv", RESULTS / "arena_swin_support.csv"
 REFERENCE = "lora"
 SLOW, FAST = 0.1, 3.0
 LONG_STEPS = 1000  # 200 epochs of five scans, as published
-LONG = ("arena", "lora, rates x 0.1")  # how ARENA's paper and the baselines' code set their rates
+# ARENA's paper names one rate; the baselines' code learns ten times slower once the decoder trains: both methods at both.
+LONG = ("arena", "lora, rates x 0.1", "lora", "arena, rates x 0.1")
 RANKS = (8, 32, 64)  # ARENA's Fig. 1(a); the candidates as they are have 16
 DEEPEST = r"down_layers\.[12]\..*"  # of the three stages of the encoder of `brain-t1`
 CHANGES: dict[str, tuple[str, dict]] = {
@@ -40,20 +48,26 @@ CHANGES: dict[str, tuple[str, dict]] = {
 }
 
 
-def candidates() -> list:
-    """LoRA and ARENA as they are, at other rates, and with one option changed."""
+def _tuned(*labels: str) -> dict:
+    """Label -> candidate at the options of `rates.json`."""
     from peftseg.compare import Candidate
 
     chosen = json.loads(RATES.read_text(encoding="utf-8"))
-    plain = {
-        label: Candidate(label, label.split()[0], chosen[label]["options"])
-        for label in ("lora", "arena", "arena paper")
-    }
-    rates = [
+    return {label: Candidate(label, label.split()[0], chosen[label]["options"]) for label in labels}
+
+
+def _at_rates(plain: dict, *factors: float) -> list:
+    return [
         replace(at_factor(candidate, factor), label=f"{label}, rates x {factor:g}")
-        for factor in (SLOW, FAST)
+        for factor in factors
         for label, candidate in plain.items()
     ]
+
+
+def candidates() -> list:
+    """LoRA and ARENA as they are, at other rates, and with one option changed."""
+    plain = _tuned("lora", "arena", "arena paper")
+    rates = _at_rates(plain, SLOW, FAST)
     changed = [
         replace(plain[base], label=label, options=plain[base].options | options)
         for label, (base, options) in CHANGES.items()
@@ -66,7 +80,13 @@ def long_candidates() -> list:
     return [replace(c, label=f"{c.label}, {LONG_STEPS} steps") for c in candidates() if c.label in LONG]
 
 
-def print_table() -> None:
+def swin_candidates() -> list:
+    """LoRA and ARENA in the attention, at two rates, and what there is without them."""
+    plain = _tuned("lora", "arena", "arena paper")
+    return [*plain.values(), *_tuned("full", "decoder").values(), *_at_rates(plain, FAST)]
+
+
+def print_table(path: Path, listed: Sequence) -> None:
     """Mean Dice of novel structures by task, and the difference from LoRA as it is, as Markdown.
 
     A difference is over the draws that both have; with one draw there is no verdict.
@@ -75,12 +95,12 @@ def print_table() -> None:
     from peftseg.compare_report import markdown
     from peftseg.compare_rows import mean_of, over_structures, paired_differences, read_rows, score_table
 
-    rows = over_structures([row for row in read_rows(ROWS) if row["structure"] not in BASE_STRUCTURES])
+    rows = over_structures([row for row in read_rows(path) if row["structure"] not in BASE_STRUCTURES])
     names, tables = list(dict.fromkeys(row["task"] for row in rows)), score_table(rows)
     found = paired_differences(rows, REFERENCE)
     adjusted = holm({label: d.p for label, d in found.items()})
     body = []
-    for label in (c.label for c in (*candidates(), *long_candidates())):
+    for label in (c.label for c in listed):
         own = [row for row in rows if row["candidate"] == label]
         if not own:
             continue
@@ -102,23 +122,34 @@ def main() -> None:
     """Parse the command line and run a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("run", "table"))
+    parser.add_argument(
+        "--swin", metavar="MODELDIR", nargs="?", const="", help="a base with attention (run: its folder)"
+    )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
+    on_swin = arguments.swin is not None
     if arguments.stage == "table":
-        print_table()
+        if on_swin:
+            print_table(SWIN_ROWS, swin_candidates())
+        else:
+            print_table(ROWS, [*candidates(), *long_candidates()])
         return
+    if arguments.swin == "":
+        parser.error("run needs the folder of the base: --swin MODELDIR")
     os.environ["OMP_NUM_THREADS"] = "1"
     chosen = tasks(arguments.data, with_test=False)
-    jobs = [job_of(t, c, SHOTS, d) for d in range(arguments.draws) for t in chosen for c in candidates()]
-    jobs += [
-        (t, c, SHOTS, d, LONG_STEPS // SHOTS, BASE)
-        for d in range(arguments.draws)
-        for t in chosen
-        for c in long_candidates()
-    ]
-    run_missing(jobs, ROWS, arguments.workers)
+    listed, base = (swin_candidates(), arguments.swin) if on_swin else (candidates(), BASE)
+    jobs = [(*job_of(t, c, SHOTS, d)[:-1], base) for d in range(arguments.draws) for t in chosen for c in listed]
+    if not on_swin:
+        jobs += [
+            (t, c, SHOTS, d, LONG_STEPS // SHOTS, base)
+            for d in range(arguments.draws)
+            for t in chosen
+            for c in long_candidates()
+        ]
+    run_missing(jobs, SWIN_ROWS if on_swin else ROWS, arguments.workers)
 
 
 if __name__ == "__main__":

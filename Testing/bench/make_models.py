@@ -1,9 +1,11 @@
-"""Train models and score them: `python Testing/bench/make_models.py brain-t1|brain-t1-bn|brain-t1-2d|phantom-ct`.
+"""Train models and score them: `python Testing/bench/make_models.py MODEL`, one of `MODELS`.
 
-The MODELDIR is written to `--out` (default: where the package bundles it; `brain-t1-2d`, which is not bundled: required).
+The MODELDIR is written to `--out` (default: where the package bundles it; required for those that are not bundled).
 The `brain` ones need the real volumes. `brain-t1-bn` and `brain-t1-2d` normalise by running statistics and have an early
-segmentation head: they are the sources of unlabelled site adaptation. `--facts` trains nothing: it measures the training
-scans of a model that is there (sizes and shapes of its structures, what the scans are like) and puts that into its record.
+segmentation head: they are the sources of unlabelled site adaptation. `brain-t1-swin` has the attention that LoRA and ARENA
+were published for; it learns the structures of `brain-t1` from the same scans. `--facts` trains nothing: it measures the
+training scans of a model that is there (sizes and shapes of its structures, what the scans are like) and puts that into its
+record.
 """
 
 from __future__ import annotations
@@ -42,6 +44,11 @@ SITE_BRAIN = (
     Structure("hippocampus", 1, (230, 159, 0), "SCT^5366008^Hippocampus"),
     *(s for s in BRAIN if s.name in ("thalamus", "putamen", "lateral ventricle")),
 )
+MODELS = ("brain-t1", "brain-t1-bn", "brain-t1-2d", "brain-t1-swin", "phantom-ct")
+NOT_BUNDLED = ("brain-t1-2d", "brain-t1-swin")
+# The fewest features that MONAI takes, and windows of attention (MONAI's are 7 wide) that divide every level of the patch.
+SWIN = {"in_channels": 1, "feature_size": 12, "window_size": 4, "merging": "monai-1.5"}
+SWIN_PATCH = (64, 64, 64)
 BRAIN_NOTICE = (
     "Trained on 40 crops of the IXI data set (Hammersmith site, brain-development.org), CC BY-SA 3.0, resampled to 2 mm "
     "and cropped; the labels are automatic (DLMUSE). The weights are published under CC BY-SA 3.0 with this attribution; "
@@ -57,6 +64,7 @@ def brain_job(
         "brain-t1": (BRAIN, "Deep grey matter on T1 MR (demonstration)", "segresnet", None),
         "brain-t1-bn": (SITE_BRAIN, "Brain structures on T1 MR, with batch norm (demonstration)", "unet3d_bn", None),
         "brain-t1-2d": (SITE_BRAIN, "Brain structures on T1 MR, 2D (demonstration)", "unet2d", "axial"),
+        "brain-t1-swin": (BRAIN, "Deep grey matter on T1 MR, with attention (demonstration)", "swinunetr", None),
     }[model]
     job = PretrainJob(
         data=read_support_folder(data / "subcortical_ixi" / "pretrain", structures),
@@ -65,6 +73,8 @@ def brain_job(
         id=model,
         title=title,
         network=network,
+        network_arguments=SWIN if network == "swinunetr" else {},
+        patch=SWIN_PATCH if network == "swinunetr" else None,
         plane=plane,
         intensity="zscore",
         spacing=(2.0, 2.0, 2.0),
@@ -146,14 +156,14 @@ def show(kind: str, fields: dict) -> None:
 def main() -> None:
     """Train, score, and write the scores and the command into model.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("brain-t1", "brain-t1-bn", "brain-t1-2d", "phantom-ct"))
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--facts", action="store_true", help="no training: measure the scans of the model in --out")
     arguments = parser.parse_args()
-    if arguments.out is None and arguments.model == "brain-t1-2d":
-        parser.error("brain-t1-2d is not bundled: give --out")
+    if arguments.out is None and arguments.model in NOT_BUNDLED:
+        parser.error(f"{arguments.model} is not bundled: give --out")
     out = arguments.out or BUNDLED / arguments.model
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.model.startswith("brain"):
