@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from peftseg.adapters import attach
 from peftseg.compare import ZERO_SHOT, Candidate, Task, run_candidate
 from peftseg.compare_rows import Difference, append_rows, read_rows
 from peftseg.errors import BadInput
-from peftseg.models import resolve
+from peftseg.models import NetworkSpec, resolve
+from peftseg.networks import build
 from peftseg.weights import load_base
 from small_scans import BOTH, BRIGHT, make_scan_files, write_tiny_model
 
@@ -24,6 +26,7 @@ sys.path.insert(0, str(BENCH))  # as when a script of the folder is started
 import arena_experiment  # noqa: E402
 import experiment  # noqa: E402
 import experiment_tables  # noqa: E402
+import make_models  # noqa: E402
 import runs  # noqa: E402
 
 
@@ -102,6 +105,18 @@ def test_the_layer_subset_matches_layers_of_the_base():
     chosen = [n for n in named if re.fullmatch(arena_experiment.DEEPEST, n)]
     assert 0 < len(chosen) < len(named)
     assert "lora, two deepest stages" in {c.label for c in arena_experiment.candidates()}
+
+
+def test_on_the_base_with_attention_lora_and_arena_adapt_it():
+    """LoRA queries, keys and values, ARENA keys and values of all eight blocks; tuning the decoder adapts none."""
+    parts = {}
+    for candidate in arena_experiment.swin_candidates():
+        network, anatomy = build(NetworkSpec("swinunetr", make_models.SWIN), 7)
+        attached = attach(network, anatomy, candidate.method, candidate.options, train_decoder=True)
+        parts[candidate.label] = [name.rpartition(".")[2] for name in attached.state() if "::A." in name]
+    assert [sorted(parts[label]) for label in ("lora", "lora, rates x 3")] == [sorted("qkv" * 8)] * 2
+    assert [sorted(parts[label]) for label in ("arena", "arena paper")] == [sorted("kv" * 8)] * 2
+    assert parts["decoder"] == []
 
 
 def row(label: str, draw: int, scan: str, dice: float, task: str = "t", method: str = "lora", **more) -> dict:
