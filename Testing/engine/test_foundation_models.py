@@ -270,13 +270,14 @@ class TestEveryEntry:
         )
 
         # Forward: logits, a row a structure; nothing in the network changes.
-        side = 2 * max(per_axis(anatomy.divisor))
-        image = torch.randn(1, 1, side, side, side, generator=torch.Generator().manual_seed(2))
+        size = per_axis(anatomy.divisor)
+        size = (2 * size[0], *size[1:])  # the smallest whose deepest level can be normalised
+        image = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(2))
         before = {n: t.clone() for n, t in state.items()}
         with torch.inference_mode():
             logits = loaded(image)
         rows = len(entry.structures) + (entry.activation == "softmax")
-        assert logits.shape == (1, rows, side, side, side)
+        assert logits.shape == (1, rows, *size)
         assert torch.isfinite(logits).all()
         assert all(torch.equal(before[n], t) for n, t in loaded.state_dict().items())
         del before
@@ -290,7 +291,7 @@ class TestEveryEntry:
         loaded.train()
         output = loaded(image)
         assert output.shape[1] == 3
-        nn.functional.cross_entropy(output, torch.randint(0, 3, (1, side, side, side))).backward()
+        nn.functional.cross_entropy(output, torch.randint(0, 3, (1, *size))).backward()
         optimiser.step()
         attached.after_step(1e-2, 0.5)
         assert all(torch.isfinite(t).all() for t in attached.state().values())
