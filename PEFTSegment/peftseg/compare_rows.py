@@ -239,14 +239,6 @@ class Difference:
     p: float
 
 
-def differences(
-    rows: Rows, reference: str, task: str | None = None, repeats: int = REPEATS
-) -> dict[str, tuple[int, float, float, float]]:
-    """As `paired_differences`: candidate -> runs in common, mean difference, and its 95 % interval."""
-    found = paired_differences(rows, reference, task, repeats)
-    return {label: (d.runs, d.mean, d.low, d.high) for label, d in found.items()}
-
-
 def paired_differences(
     rows: Rows, reference: str, task: str | None = None, repeats: int = REPEATS, metric: str = "dice"
 ) -> dict[str, Difference]:

@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiment import BASE, BASE_STRUCTURES, RATES, RESULTS, ROOT, SHOTS, at_factor, job_of, tasks
-from experiment_tables import paired_cell
+from experiment_tables import compared, paired_cell
 from runs import run_missing
 
 ROWS, SWIN_ROWS = RESULTS / "arena_support.csv", RESULTS / "arena_swin_support.csv"
@@ -91,14 +91,12 @@ def print_table(path: Path, listed: Sequence) -> None:
 
     A difference is over the draws that both have; with one draw there is no verdict.
     """
-    from peftseg.compare_bootstrap import holm
     from peftseg.compare_report import markdown
-    from peftseg.compare_rows import mean_of, over_structures, paired_differences, read_rows, score_table
+    from peftseg.compare_rows import mean_of, over_structures, read_rows, score_table
 
     rows = over_structures([row for row in read_rows(path) if row["structure"] not in BASE_STRUCTURES])
     names, tables = list(dict.fromkeys(row["task"] for row in rows)), score_table(rows)
-    found = paired_differences(rows, REFERENCE)
-    adjusted = holm({label: d.p for label, d in found.items()})
+    found = compared(rows, REFERENCE)
     body = []
     for label in (c.label for c in listed):
         own = [row for row in rows if row["candidate"] == label]
@@ -111,7 +109,7 @@ def print_table(path: Path, listed: Sequence) -> None:
                 label,
                 str(len({row["draw"] for row in own})),
                 *("" if table is None else f"{mean_of(table):.3f}" for table in each),
-                paired_cell(found.get(label), adjusted.get(label)),
+                paired_cell(*found[label]) if label in found else "",
                 f"{mean_of(ranks):.1f}" if ranks else "",
             ]
         )

@@ -141,13 +141,21 @@ def _by_structure(rows: Rows, known: Sequence[str]) -> str:
     return markdown(["method", *(name for name, _ in groups)], body)
 
 
+def compared(rows: Rows, reference: str, task: str | None = None) -> dict[str, tuple[Difference, float]]:
+    """Each candidate's difference to the reference, and its p-value, adjusted for the number of candidates.
+
+    Over one task, or the mean of the tasks; structures that lie in the same scans are resampled together.
+    """
+    found = paired_differences(over_structures(rows), reference, task)
+    adjusted = holm({label: d.p for label, d in found.items()})
+    return {label: (d, adjusted[label]) for label, d in found.items()}
+
+
 def _differences(rows: Rows, reference: str) -> str:
-    whole = over_structures(rows)
     columns = [*_tasks(rows), *([None] if len(_tasks(rows)) > 1 else [])]
-    found = {task: paired_differences(whole, reference, task) for task in columns}
-    adjusted = {task: holm({label: d.p for label, d in of_task.items()}) for task, of_task in found.items()}
+    found = {task: compared(rows, reference, task) for task in columns}
     body = [
-        [label, *(paired_cell(found[task].get(label), adjusted[task].get(label)) for task in columns)]
+        [label, *(paired_cell(*found[task][label]) if label in found[task] else "" for task in columns)]
         for label in _labels(rows)
         if label != reference
     ]
@@ -174,28 +182,19 @@ def _auto(rows: Rows) -> str:
 
 
 def paired_cell(found: Difference | None, p: float | None = None) -> str:
-    """A cell with a difference, its interval, verdict and p-value; with one draw there are no verdict and no p-value.
+    """A cell with a difference, its interval, verdict and p-value; empty where there is nothing to compare.
 
-    The verdict goes by `p`, which is adjusted for the number of comparisons; without one by the interval.
+    The verdict goes by `p`, which is adjusted for the number of comparisons; without one by the interval. With one draw the
+    interval is over patients only, which is no ground for a verdict.
     """
     if found is None:
         return ""
-    if p is None or found.draws < 2:
-        return difference((found.runs, found.mean, found.low, found.high), found.draws)
-    return f"{_with_interval(found.mean, found.low, found.high)}, {verdict(found.mean, p)}, p {p_in_words(p)}"
-
-
-def difference(found: tuple[int, float, float, float] | None, draws: int | None = None) -> str:
-    """A cell with what `differences` found of one candidate; empty where there is nothing to compare.
-
-    `draws` is how many draws it is over, where one is possible: its interval is over patients only, which is no ground
-    for a verdict.
-    """
-    if found is None:
-        return ""
-    _, mean, low, high = found
-    word = "tie" if low <= 0 <= high else "better" if mean > 0 else "worse"
-    return f"{_with_interval(mean, low, high)}, {word if draws != 1 else 'one draw'}"
+    cell = _with_interval(found.mean, found.low, found.high)
+    if found.draws < 2:
+        return f"{cell}, one draw"
+    if p is None:
+        return f"{cell}, {'tie' if found.low <= 0 <= found.high else 'better' if found.mean > 0 else 'worse'}"
+    return f"{cell}, {verdict(found.mean, p)}, p {p_in_words(p)}"
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:

@@ -141,12 +141,12 @@ def print_tables(rows_of: dict[str, Path]) -> None:
 
 def _table(rows: list[dict[str, str]]) -> str:
     """Dice, its difference to the reference on the same draws and scans, values of the adapter, and time, by layers."""
-    from experiment_tables import difference
+    from experiment_tables import compared, paired_cell
     from peftseg.compare_report import markdown
-    from peftseg.compare_rows import differences, interval, mean_of, over_structures, score_table
+    from peftseg.compare_rows import interval, mean_of, over_structures, score_table
 
     whole = over_structures(rows)
-    against = differences(whole, REFERENCE)
+    against = compared(rows, REFERENCE)
     body = []
     for (_, label, _), table in score_table(whole).items():
         own = [row for row in whole if row["candidate"] == label]
@@ -156,7 +156,7 @@ def _table(rows: list[dict[str, str]]) -> str:
             [
                 label,
                 f"{mean_of(table):.3f} ({low:.3f} to {high:.3f})",
-                difference(against.get(label)),
+                paired_cell(*against[label]) if label in against else "",
                 f"{values:,.0f}",
                 f"{seconds:.0f}",
                 str(len({row["draw"] for row in own})),

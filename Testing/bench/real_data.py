@@ -95,16 +95,21 @@ def print_table(path: Path) -> None:
 
 
 def print_differences(path: Path, reference: str) -> None:
-    """Differences to a reference by task and over all, as Markdown; intervals that hold 0 are ties."""
-    from peftseg.compare_rows import differences, read_rows
+    """Differences to a reference by task and over all, as Markdown; the verdict goes by the adjusted p-value."""
+    from experiment_tables import compared
+    from peftseg.compare_bootstrap import verdict
+    from peftseg.compare_rows import read_rows
+    from peftseg.compare_tables import p_in_words
 
     rows = read_rows(path)
-    print(f"\n| Dice minus that of {reference} | task | runs | mean | 95 % interval | |")
-    print("|---|---|---|---|---|---|")
+    print(f"\n| Dice minus that of {reference} | task | runs | mean | 95 % interval | p, adjusted | |")
+    print("|---|---|---|---|---|---|---|")
     for task in (*dict.fromkeys(row["task"] for row in rows), None):
-        for label, (runs, mean, low, high) in differences(rows, reference, task).items():
-            verdict = "tie" if low <= 0 <= high else "better" if mean > 0 else "worse"
-            print(f"| {label} | {task or 'all'} | {runs} | {mean:+.3f} | {low:+.3f} to {high:+.3f} | {verdict} |")
+        for label, (found, p) in compared(rows, reference, task).items():
+            print(
+                f"| {label} | {task or 'all'} | {found.runs} | {found.mean:+.3f} | {found.low:+.3f} to {found.high:+.3f} "
+                f"| {p_in_words(p)} | {verdict(found.mean, p)} |"
+            )
 
 
 def print_all(path: Path, references: list[str]) -> None:

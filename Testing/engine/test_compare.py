@@ -22,7 +22,6 @@ from peftseg.compare_rows import (
     OPTIONAL,
     SHARE,
     append_rows,
-    differences,
     draw_spread,
     in_common_draws,
     in_every_task,
@@ -57,13 +56,13 @@ def test_differences_are_paired_by_draw_and_scan():
     better = {cell: score + 0.02 + rng.normal(0, 0.002) for cell, score in hard.items()}
     noisy = {cell: score + rng.normal(0, 0.05) for cell, score in hard.items()}
     rows = rows_of("base", hard) + rows_of("better", better) + rows_of("noisy", noisy)
-    found = differences(rows, "base")
+    found = paired_differences(rows, "base")
     assert set(found) == {"better", "noisy"}
-    runs, mean, low, high = found["better"]
-    assert runs == 5
+    mean, low, high = found["better"].mean, found["better"].low, found["better"].high
+    assert found["better"].runs == 5
     assert mean == pytest.approx(0.02, abs=0.002)
     assert 0.015 < low < high < 0.025  # though scores themselves spread over 0.7
-    assert found["noisy"][2] < 0 < found["noisy"][3]
+    assert found["noisy"].low < 0 < found["noisy"].high
     table = paired_table(rows)
     line = next(line for line in table.splitlines() if line.startswith("| better"))
     assert line.split(" | ")[1].startswith(f"**{mean:+.3f} ("), "no tie, so it is bold"
@@ -75,10 +74,10 @@ def test_differences_are_paired_by_draw_and_scan():
 def test_only_runs_that_both_have_count():
     base = rows_of("base", {(0, "a"): 0.5, (1, "a"): 0.5})
     other = rows_of("other", {(0, "a"): 0.6, (2, "a"): 0.9})
-    runs, mean, _, _ = differences(base + other, "base")["other"]
-    assert runs == 1
-    assert mean == pytest.approx(0.1)
-    assert differences(base + rows_of("other", {(2, "a"): 0.9}), "base") == {}
+    found = paired_differences(base + other, "base")["other"]
+    assert found.runs == 1
+    assert found.mean == pytest.approx(0.1)
+    assert paired_differences(base + rows_of("other", {(2, "a"): 0.9}), "base") == {}
 
 
 def test_an_interval_is_that_of_resampled_draws_and_patients():
