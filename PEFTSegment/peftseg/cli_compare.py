@@ -107,7 +107,7 @@ def compare(arguments: Namespace) -> int:
             f" Failed: {len(result['failed'])}, for the reasons above and in the report." if result["failed"] else ""
         )
         print(f"{runs} {are} done.{failed}{missing} Every score is in {result['runs']}.")
-        print(f"Open the report in a browser: {result['report']}")
+        print(f"The report with its tables and plots is {result['report']}")
     return 1 if result["failed"] else 0
 
 

@@ -24,8 +24,9 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.metrics import dice, surface_dice
 from peftseg.models import ModelEntry, Structure
+from peftseg.patients import patients_of, same_patient
 from peftseg.peak_memory import PeakMemory
-from peftseg.study import LoadedScan
+from peftseg.study import LoadedScan, SupportItem
 from peftseg.volume import file_stem
 
 __all__ = [
@@ -110,8 +111,8 @@ def run_candidate(
 ) -> list[dict[str, Any]]:
     """Train one candidate on one drawn support set and score it, one row a scan and structure.
 
-    The draw is also the seed of the initialisation and of the patches. Without test scans the rest of the support
-    scans is scored (a cross-validation fold). A structure that a scan does not label as a whole is not scored there.
+    The draw is also the seed of the initialisation and of the patches. Without test scans the support scans of the other
+    patients are scored (a cross-validation fold). A structure that a scan does not label as a whole is not scored there.
     With the method `auto` what was trained, its rank and its epochs are those of the method that it chose, which is in
     "chosen"; time and memory are those of the search, too.
 
@@ -128,12 +129,11 @@ def run_candidate(
     Raises
     ------
     BadInput
-        For `ZERO_SHOT`, when the base does not segment all of the structures by itself.
+        For `ZERO_SHOT`, when the base does not segment all of the structures by itself; when there is no scan to score.
     """
     reporter = Reporter.silent()
     chosen = draw_support(len(task.support), shots, draw)
-    rest = [item for i, item in enumerate(task.support) if i not in chosen]
-    scored_items = task.test or tuple(rest)
+    scored_items = task.test or _rest(task, chosen)
     scored = load_scans(scored_items, task.structures, replace_nonfinite, reporter)
     common = {"task": task.name, "candidate": candidate.label, "shots": shots, "draw": draw, "device": device.type}
     if candidate.method == ZERO_SHOT:
@@ -155,6 +155,19 @@ def run_candidate(
         whole = [s for s in task.structures if scan.known[s.name] is True]
         rows += _score(common | facts | {"scan": file_stem(item.image)}, scan, masks, whole, tolerance_mm)
     return rows
+
+
+def _rest(task: Task, chosen: list[int]) -> tuple[SupportItem, ...]:
+    """The support scans of patients of whom none was drawn."""
+    patients = patients_of(task.support)
+    away = {other for drawn in chosen for other in same_patient(patients, drawn)}
+    rest = tuple(item for i, item in enumerate(task.support) if i not in away)
+    if not rest:
+        raise BadInput(
+            f"The drawn scans of the task '{task.name}' are of all patients, so that none is left to score.",
+            "Ask for fewer shots, or give test scans.",
+        )
+    return rest
 
 
 def _trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -35,13 +36,16 @@ from peftseg.compare_rows import (
     spread_over_tasks,
 )
 from peftseg.compare_tables import knows_start, share_table
+from peftseg.compare_tasks import task_warnings
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
-from peftseg.models import NetworkSpec, Structure, resolve
+from peftseg.models import NetworkSpec, Structure, read_model_dir, resolve
 from peftseg.networks import build
 from peftseg.pareto import pareto_front, thesis_front, thesis_scores
 from peftseg.peak_memory import MIB, PROCESS
 from peftseg.study import read_support_folder
+from peftseg.volume import file_stem
+from small_scans import BRIGHT, make_scan_files, write_tiny_model
 
 
 def rows_of(candidate: str, scores: dict[tuple[int, str], float], task: str = "t", structure: str = "s") -> list[dict]:
@@ -299,6 +303,46 @@ def test_support_sets_are_redrawn_per_draw_and_repeatable():
     assert len(set(sets)) == 6
     assert all(len(set(chosen)) == 5 for chosen in sets)
     assert sets[3] == tuple(draw_support(20, 5, 3))
+
+
+@pytest.fixture
+def of_two_patients(tmp_path) -> Task:
+    """Four scans, two of each patient, and none to test on."""
+    items = tuple(
+        dataclasses.replace(make_scan_files(tmp_path, n), patient=patient) for n, patient in enumerate((1, 2, 1, 2))
+    )
+    return Task("t", (BRIGHT,), items)
+
+
+def test_a_fold_scores_no_other_scan_of_a_drawn_patient(of_two_patients, tmp_path):
+    entry = read_model_dir(write_tiny_model(tmp_path))
+    (drawn,) = draw_support(4, 1, 0)
+    rows = run_candidate(
+        entry, of_two_patients, Candidate("probe", "linear_probe"), 1, 0, torch.device("cpu"), epochs=1
+    )
+    others = {file_stem(item.image) for n, item in enumerate(of_two_patients.support) if (n - drawn) % 2}
+    assert {row["scan"] for row in rows} == others
+    unknown = dataclasses.replace(
+        of_two_patients, support=tuple(dataclasses.replace(item, patient=None) for item in of_two_patients.support)
+    )
+    rows = run_candidate(entry, unknown, Candidate("probe", "linear_probe"), 1, 0, torch.device("cpu"), epochs=1)
+    assert len({row["scan"] for row in rows}) == 3
+
+
+def test_a_fold_without_another_patient_is_refused(of_two_patients, tmp_path):
+    entry = read_model_dir(write_tiny_model(tmp_path))
+    shots = next(k for k in (2, 3) if {n % 2 for n in draw_support(4, k, 0)} == {0, 1})
+    with pytest.raises(BadInput, match="of the task 't' are of all patients"):
+        run_candidate(entry, of_two_patients, Candidate("probe", "linear_probe"), shots, 0, torch.device("cpu"))
+
+
+def test_a_warning_says_that_test_scans_are_of_one_patient(of_two_patients):
+    items = of_two_patients.support
+    told = list(task_warnings([dataclasses.replace(of_two_patients, test=items)], [1], 1))
+    assert len(told) == 1
+    assert "Some test scans are of one patient" in told[0]
+    apart = [dataclasses.replace(of_two_patients, test=items[:2])]
+    assert list(task_warnings(apart, [1], 1)) == []
 
 
 def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
