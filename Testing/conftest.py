@@ -1,28 +1,26 @@
-"""Fixtures shared by all tests, their order, and what the processes that they start find."""
+"""Fixtures shared by all tests, and their order."""
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from peftseg.lean_import import import_monai_lean
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-PROCESSES = Path(__file__).resolve().parent / "processes"
 
 
 def pytest_configure() -> None:
     """Listen to Ctrl-C: what a shell starts in the background ignores it, and so would the programs that tests start.
 
-    They start with `processes/sitecustomize.py`.
+    MONAI comes without what it would only import, as in the engine's own processes; outside checks still find these packages.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    if str(PROCESSES) not in path:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(PROCESSES), *path])
+    import_monai_lean()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

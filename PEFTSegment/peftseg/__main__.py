@@ -9,6 +9,9 @@ os.environ.pop("ITK_AUTOLOAD_PATH", None)
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 from peftseg.cli import main
+from peftseg.lean_import import import_monai_lean
+
+import_monai_lean()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -55,6 +55,7 @@ TORCH_FREE = (
     "drift_chart",
     "cli_daily",
     "archives",
+    "lean_import",
     "dicom_sort",
     "dicom_rules",
     "dicom_inputs",

@@ -71,7 +71,7 @@ def test_the_wheel_names_licence_version_and_command(wheel):
     assert f"Version: {__version__}" in metadata
     assert "License-Expression: Apache-2.0" in metadata
     assert any(n.endswith("LICENSE") for n in names)
-    assert "peftseg = peftseg.cli:main" in commands
+    assert "peftseg = peftseg.__main__:main" in commands, "which sets what must be set before torch is imported"
 
 
 def test_the_installed_copy_is_the_one_that_runs(site, tmp_path):
