@@ -47,7 +47,7 @@ from peftseg.grid import Grid, array_from_itk, image_to_itk
 from runs import give_way, keep_rows
 
 SUPPORT_ROWS, TEST_ROWS = RESULTS / "references_support.csv", RESULTS / "methods_references.csv"
-ATLAS = Settings("demons", 1.0, 40, "joint")  # the best that `tune` has found so far
+ATLAS = Settings("demons", 0.7, 40, "joint")  # the best of `tune`
 FUSIONS = ("majority", "local", "joint")
 GRID = (
     Settings("none"),
