@@ -83,7 +83,7 @@ def long_candidates() -> list:
 def swin_candidates() -> list:
     """LoRA and ARENA in the attention, at two rates, and what there is without them."""
     plain = _tuned("lora", "arena", "arena paper")
-    return [*plain.values(), *_tuned("full", "decoder").values(), *_at_rates(plain, FAST)]
+    return [*plain.values(), *_tuned("full", "decoder").values(), *_at_rates(_tuned("lora", "arena"), FAST)]
 
 
 def print_table(path: Path, listed: Sequence) -> None:
