@@ -73,13 +73,22 @@ def grid(extra: Path | None) -> list:
     return found
 
 
-def print_table(path: Path) -> None:
+def all_rows(path: Path, beside: Path | None) -> list[dict[str, str]]:
+    """The rows of a file, and those of another one about the same structures and shots."""
+    from peftseg.compare_rows import read_rows
+
+    rows = read_rows(path)
+    asked = {(row["task"], row["structure"], row["shots"]) for row in rows}
+    others = read_rows(beside) if beside else []
+    return [*rows, *(row for row in others if (row["task"], row["structure"], row["shots"]) in asked)]
+
+
+def print_table(rows: list[dict[str, str]]) -> None:
     """Mean and 95 % interval by task, candidate and structure, as Markdown."""
     import numpy as np
 
-    from peftseg.compare_rows import interval, read_rows, score_table
+    from peftseg.compare_rows import interval, score_table
 
-    rows = read_rows(path)
     dice, surface = score_table(rows), score_table(rows, "surface_dice")
     facts = {(r["task"], r["candidate"]): r for r in rows}
     print("| task | method | draws | structure | Dice | 95 % interval | surface Dice 1 mm | trained | mean rank | s |")
@@ -94,14 +103,12 @@ def print_table(path: Path) -> None:
         )
 
 
-def print_differences(path: Path, reference: str) -> None:
+def print_differences(rows: list[dict[str, str]], reference: str) -> None:
     """Differences to a reference by task and over all, as Markdown; the verdict goes by the adjusted p-value."""
     from experiment_tables import compared
     from peftseg.compare_bootstrap import verdict
-    from peftseg.compare_rows import read_rows
     from peftseg.compare_tables import p_in_words
 
-    rows = read_rows(path)
     print(f"\n| Dice minus that of {reference} | task | runs | mean | 95 % interval | p, adjusted | |")
     print("|---|---|---|---|---|---|---|")
     for task in (*dict.fromkeys(row["task"] for row in rows), None):
@@ -112,11 +119,12 @@ def print_differences(path: Path, reference: str) -> None:
             )
 
 
-def print_all(path: Path, references: list[str]) -> None:
+def print_all(path: Path, references: list[str], beside: Path | None) -> None:
     """The table, and the differences to each reference."""
-    print_table(path)
+    rows = all_rows(path, beside)
+    print_table(rows)
     for reference in references:
-        print_differences(path, reference)
+        print_differences(rows, reference)
 
 
 def main() -> None:
@@ -132,10 +140,11 @@ def main() -> None:
     parser.add_argument("--task", default="")
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--reference", action="append", default=[], help="print differences to this candidate too")
+    parser.add_argument("--beside", type=Path, help="rows of other candidates on the same scans, for the tables")
     parser.add_argument("--grid", type=Path, default=None, help="JSON list of candidates instead of the built-in grid")
     arguments = parser.parse_args()
     if arguments.stage == "table":
-        print_all(arguments.out, arguments.reference)
+        print_all(arguments.out, arguments.reference, arguments.beside)
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     testing = arguments.stage == "test"
@@ -144,7 +153,7 @@ def main() -> None:
     draws = range(arguments.first_draw, arguments.first_draw + arguments.draws)
     jobs = [(t, c, SHOTS, d, arguments.epochs, arguments.base) for d in draws for t in chosen for c in rows]
     run_missing(jobs, arguments.out, arguments.workers)
-    print_all(arguments.out, arguments.reference)
+    print_all(arguments.out, arguments.reference, arguments.beside)
 
 
 if __name__ == "__main__":
