@@ -19,7 +19,6 @@ UNUSED = (
     "ignite",
     "itk",
     "matplotlib",
-    "nibabel",
     "pandas",
     "PIL",
     "scipy.signal",
