@@ -24,7 +24,7 @@ from peftseg.errors import BadInput
 from peftseg.events import Reporter
 from peftseg.metrics import dice, surface_dice
 from peftseg.models import ModelEntry, Structure
-from peftseg.patients import patients_of, same_patient
+from peftseg.patients import by_patient, patients_of
 from peftseg.peak_memory import PeakMemory
 from peftseg.study import LoadedScan, SupportItem
 from peftseg.volume import file_stem
@@ -37,6 +37,7 @@ __all__ = [
     "check_zero_shot",
     "checked_options",
     "draw_support",
+    "items_to_score",
     "run_candidate",
 ]
 
@@ -133,7 +134,7 @@ def run_candidate(
     """
     reporter = Reporter.silent()
     chosen = draw_support(len(task.support), shots, draw)
-    scored_items = task.test or _rest(task, chosen)
+    scored_items = items_to_score(task, chosen)
     scored = load_scans(scored_items, task.structures, replace_nonfinite, reporter)
     common = {"task": task.name, "candidate": candidate.label, "shots": shots, "draw": draw, "device": device.type}
     if candidate.method == ZERO_SHOT:
@@ -157,17 +158,23 @@ def run_candidate(
     return rows
 
 
-def _rest(task: Task, chosen: list[int]) -> tuple[SupportItem, ...]:
-    """The support scans of patients of whom none was drawn."""
-    patients = patients_of(task.support)
-    away = {other for drawn in chosen for other in same_patient(patients, drawn)}
-    rest = tuple(item for i, item in enumerate(task.support) if i not in away)
-    if not rest:
+def items_to_score(task: Task, chosen: list[int]) -> tuple[SupportItem, ...]:
+    """The test scans; where there are none, the support scans of patients of whom none was drawn.
+
+    Raises
+    ------
+    BadInput
+        When the drawn scans (their numbers are `chosen`) are of all patients.
+    """
+    groups = by_patient(patients_of(task.support))
+    others = sorted(n for group in groups if not set(group) & set(chosen) for n in group)
+    items = task.test or tuple(task.support[n] for n in others)
+    if not items:
         raise BadInput(
             f"The drawn scans of the task '{task.name}' are of all patients, so that none is left to score.",
             "Ask for fewer shots, or give test scans.",
         )
-    return rest
+    return items
 
 
 def _trained(

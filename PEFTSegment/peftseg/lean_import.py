@@ -1,8 +1,8 @@
 """MONAI without the packages that it imports where they are installed, though nothing here needs them. Torch-free.
 
-`import monai` imports all of MONAI, and with it whatever optional package it finds: transformers alone takes two seconds
-of every job. MONAI works without them. Only for processes of our own (`python -m peftseg`): in another program somebody
-may want the parts of MONAI that need these packages.
+`import monai` imports all of MONAI, and with it whatever optional package it finds, transformers with its thousand modules
+among them, in every job. MONAI works without them. Only for processes of our own (`python -m peftseg`): in another program
+somebody may want the parts of MONAI that need these packages.
 """
 
 from __future__ import annotations

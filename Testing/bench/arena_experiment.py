@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiment import BASE, BASE_STRUCTURES, RATES, RESULTS, ROOT, SHOTS, at_factor, job_of, tasks
+from experiment import BASE, BASE_STRUCTURES, RATES, RESULTS, ROOT, SHOTS, STEPS, at_factor, job_of, tasks
 from experiment_tables import compared, paired_cell
 from runs import run_missing
 
@@ -109,7 +109,7 @@ def print_table(path: Path, listed: Sequence) -> None:
                 label,
                 str(len({row["draw"] for row in own})),
                 *("" if table is None else f"{mean_of(table):.3f}" for table in each),
-                paired_cell(*found[label]) if label in found else "",
+                paired_cell(*found.get(label, (None,))),
                 f"{mean_of(ranks):.1f}" if ranks else "",
             ]
         )
@@ -127,27 +127,25 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    on_swin = arguments.swin is not None
+    if arguments.swin is None:
+        path, base, by_steps = ROWS, BASE, {STEPS: candidates(), LONG_STEPS: long_candidates()}
+    else:
+        path, base, by_steps = SWIN_ROWS, arguments.swin, {STEPS: swin_candidates()}
     if arguments.stage == "table":
-        if on_swin:
-            print_table(SWIN_ROWS, swin_candidates())
-        else:
-            print_table(ROWS, [*candidates(), *long_candidates()])
+        print_table(path, [c for listed in by_steps.values() for c in listed])
         return
-    if arguments.swin == "":
+    if not base:
         parser.error("run needs the folder of the base: --swin MODELDIR")
     os.environ["OMP_NUM_THREADS"] = "1"
     chosen = tasks(arguments.data, with_test=False)
-    listed, base = (swin_candidates(), arguments.swin) if on_swin else (candidates(), BASE)
-    jobs = [(*job_of(t, c, SHOTS, d)[:-1], base) for d in range(arguments.draws) for t in chosen for c in listed]
-    if not on_swin:
-        jobs += [
-            (t, c, SHOTS, d, LONG_STEPS // SHOTS, base)
-            for d in range(arguments.draws)
-            for t in chosen
-            for c in long_candidates()
-        ]
-    run_missing(jobs, SWIN_ROWS if on_swin else ROWS, arguments.workers)
+    jobs = [
+        job_of(t, c, SHOTS, d, steps, base)
+        for steps, listed in by_steps.items()
+        for d in range(arguments.draws)
+        for t in chosen
+        for c in listed
+    ]
+    run_missing(jobs, path, arguments.workers)
 
 
 if __name__ == "__main__":

@@ -139,9 +139,9 @@ def _is_frozen(candidate: object) -> bool:
     return any(key.startswith("lr_") for key in candidate.options)
 
 
-def job_of(task: object, candidate: object, shots: int, draw: int) -> Job:
-    """A run of as many optimiser steps as all."""
-    return task, candidate, shots, draw, max(1, round(STEPS / shots)), BASE
+def job_of(task: object, candidate: object, shots: int, draw: int, steps: int = STEPS, base: str = BASE) -> Job:
+    """A run of as many optimiser steps as all, or of others; on the same base, or another one."""
+    return task, candidate, shots, draw, max(1, round(steps / shots)), base
 
 
 def fold_scores(label: str, regime: Regime = NOVEL) -> dict[float, float]:

@@ -144,18 +144,19 @@ def _by_structure(rows: Rows, known: Sequence[str]) -> str:
 def compared(rows: Rows, reference: str, task: str | None = None) -> dict[str, tuple[Difference, float]]:
     """Each candidate's difference to the reference, and its p-value, adjusted for the number of candidates.
 
-    Over one task, or the mean of the tasks; structures that lie in the same scans are resampled together.
+    Over one task, or the mean of the tasks. Give rows of `over_structures`, for structures lie in the same scans.
     """
-    found = paired_differences(over_structures(rows), reference, task)
+    found = paired_differences(rows, reference, task)
     adjusted = holm({label: d.p for label, d in found.items()})
     return {label: (d, adjusted[label]) for label, d in found.items()}
 
 
 def _differences(rows: Rows, reference: str) -> str:
     columns = [*_tasks(rows), *([None] if len(_tasks(rows)) > 1 else [])]
-    found = {task: compared(rows, reference, task) for task in columns}
+    whole = over_structures(rows)
+    found = {task: compared(whole, reference, task) for task in columns}
     body = [
-        [label, *(paired_cell(*found[task][label]) if label in found[task] else "" for task in columns)]
+        [label, *(paired_cell(*found[task].get(label, (None,))) for task in columns)]
         for label in _labels(rows)
         if label != reference
     ]

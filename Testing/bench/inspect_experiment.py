@@ -146,7 +146,7 @@ def _table(rows: list[dict[str, str]]) -> str:
     from peftseg.compare_rows import interval, mean_of, over_structures, score_table
 
     whole = over_structures(rows)
-    against = compared(rows, REFERENCE)
+    against = compared(whole, REFERENCE)
     body = []
     for (_, label, _), table in score_table(whole).items():
         own = [row for row in whole if row["candidate"] == label]
@@ -156,7 +156,7 @@ def _table(rows: list[dict[str, str]]) -> str:
             [
                 label,
                 f"{mean_of(table):.3f} ({low:.3f} to {high:.3f})",
-                paired_cell(*against[label]) if label in against else "",
+                paired_cell(*against.get(label, (None,))),
                 f"{values:,.0f}",
                 f"{seconds:.0f}",
                 str(len({row["draw"] for row in own})),

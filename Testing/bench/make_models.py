@@ -60,11 +60,16 @@ def brain_job(
     data: Path, out: Path, epochs: int, model: str = "brain-t1"
 ) -> tuple[PretrainJob, tuple[SupportItem, ...]]:
     """A `brain` model: 40 scans to train on, and the 12 support scans to score the known structures on."""
-    structures, title, network, plane = {
-        "brain-t1": (BRAIN, "Deep grey matter on T1 MR (demonstration)", "segresnet", None),
-        "brain-t1-bn": (SITE_BRAIN, "Brain structures on T1 MR, with batch norm (demonstration)", "unet3d_bn", None),
-        "brain-t1-2d": (SITE_BRAIN, "Brain structures on T1 MR, 2D (demonstration)", "unet2d", "axial"),
-        "brain-t1-swin": (BRAIN, "Deep grey matter on T1 MR, with attention (demonstration)", "swinunetr", None),
+    structures, title, network, further = {
+        "brain-t1": (BRAIN, "Deep grey matter on T1 MR (demonstration)", "segresnet", {}),
+        "brain-t1-bn": (SITE_BRAIN, "Brain structures on T1 MR, with batch norm (demonstration)", "unet3d_bn", {}),
+        "brain-t1-2d": (SITE_BRAIN, "Brain structures on T1 MR, 2D (demonstration)", "unet2d", {"plane": "axial"}),
+        "brain-t1-swin": (
+            BRAIN,
+            "Deep grey matter on T1 MR, with attention (demonstration)",
+            "swinunetr",
+            {"network_arguments": SWIN, "patch": SWIN_PATCH},
+        ),
     }[model]
     job = PretrainJob(
         data=read_support_folder(data / "subcortical_ixi" / "pretrain", structures),
@@ -73,9 +78,6 @@ def brain_job(
         id=model,
         title=title,
         network=network,
-        network_arguments=SWIN if network == "swinunetr" else {},
-        patch=SWIN_PATCH if network == "swinunetr" else None,
-        plane=plane,
         intensity="zscore",
         spacing=(2.0, 2.0, 2.0),
         epochs=epochs,
@@ -88,6 +90,7 @@ def brain_job(
             "are automatic, so its scores are agreement with them."
         ),
         seed=0,
+        **further,
     )
     return job, read_support_folder(data / "subcortical_ixi" / "support", structures)
 

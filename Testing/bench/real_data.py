@@ -107,12 +107,14 @@ def print_differences(rows: list[dict[str, str]], reference: str) -> None:
     """Differences to a reference by task and over all, as Markdown; the verdict goes by the adjusted p-value."""
     from experiment_tables import compared
     from peftseg.compare_bootstrap import verdict
+    from peftseg.compare_rows import over_structures
     from peftseg.compare_tables import p_in_words
 
+    whole = over_structures(rows)
     print(f"\n| Dice minus that of {reference} | task | runs | mean | 95 % interval | p, adjusted | |")
     print("|---|---|---|---|---|---|---|")
     for task in (*dict.fromkeys(row["task"] for row in rows), None):
-        for label, (found, p) in compared(rows, reference, task).items():
+        for label, (found, p) in compared(whole, reference, task).items():
             print(
                 f"| {label} | {task or 'all'} | {found.runs} | {found.mean:+.3f} | {found.low:+.3f} to {found.high:+.3f} "
                 f"| {p_in_words(p)} | {verdict(found.mean, p)} |"

@@ -3,6 +3,7 @@
     python Testing/bench/references.py tune      # multi-atlas: its settings, from support scans only
     python Testing/bench/references.py support   # both references on one draw's left-out support scans; nnU-Net with and
                                                  # without mirrored patches
+    python Testing/bench/references.py table     # means on support scans, beside those of LoRA and of training from scratch
     python Testing/bench/references.py test      # both on the test scans, scored once
 
 Draws, support sets, tasks and scores are those of experiment.py. Resumable: runs that the CSV files hold are not repeated.
@@ -40,6 +41,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from experiment import DRAWS, RESULTS, ROOT, SHOTS, TASKS, tasks
+from experiment import SUPPORT_ROWS as METHOD_ROWS
 from multi_atlas import Atlas, Settings, fuse, make_atlas, segment, warp
 from nnunet_reference import DATASET
 from peftseg.errors import BadInput
@@ -65,12 +67,12 @@ Run = tuple[list[np.ndarray], dict]  # a label map (I, J, K) a scored scan, and 
 
 def draw_scans(task: object, draw: int) -> tuple[list, tuple, list]:
     """Loaded support scans of a draw; items to score (without test scans the undrawn support scans), and they, loaded."""
-    from peftseg.compare import draw_support
+    from peftseg.compare import draw_support, items_to_score
     from peftseg.dataset import load_scans
     from peftseg.events import Reporter
 
     chosen = draw_support(len(task.support), SHOTS, draw)
-    items = task.test or tuple(item for n, item in enumerate(task.support) if n not in chosen)
+    items = items_to_score(task, chosen)
     support, scored = (
         load_scans(of, task.structures, None, Reporter.silent()) for of in ([task.support[n] for n in chosen], items)
     )
@@ -196,13 +198,27 @@ def _start_worker() -> None:
 
 
 def print_choice() -> None:
-    """Mean Dice of every setting on the support folds, a task counting once, structures equally."""
-    from peftseg.compare_rows import mean_of, over_structures, read_rows, score_table
+    """Mean Dice of every setting of the multi-atlas reference on left-out support scans."""
+    from peftseg.compare_rows import read_rows
 
-    tables = score_table(over_structures(read_rows(SUPPORT_ROWS)))
+    print_means(read_rows(SUPPORT_ROWS), itertools.starmap(tuning_label, itertools.product(GRID, FUSIONS)))
+
+
+def print_support() -> None:
+    """Mean Dice of the references and of three methods at their table's rates on all left-out support scans of one draw."""
+    from peftseg.compare_rows import read_rows
+
+    labels = (ATLAS_LABEL, *TRAINERS, "lora x1", "full x1", "scratch x1")
+    print_means([*read_rows(SUPPORT_ROWS), *read_rows(METHOD_ROWS)], labels)
+
+
+def print_means(rows: list[dict[str, str]], labels: Iterable[str]) -> None:
+    """Mean Dice of those that have runs of all tasks, the best first; a task counts once, structures equally."""
+    from peftseg.compare_rows import mean_of, over_structures, score_table
+
+    tables = score_table(over_structures(rows))
     means = {}
-    for settings, fusion in itertools.product(GRID, FUSIONS):
-        label = tuning_label(settings, fusion)
+    for label in labels:
         of_task = {task: mean_of(table) for (task, name, _), table in tables.items() if name == label}
         means |= {label: of_task} if len(of_task) == len(TASKS) else {}
     for label, of_task in sorted(means.items(), key=lambda entry: -mean_of(list(entry[1].values()))):
@@ -245,7 +261,7 @@ def run_references(labels: tuple[str, ...], python: str, data: Path, draws: int,
 def main() -> None:
     """Parse the command line and run a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("tune", "support", "test"))
+    parser.add_argument("stage", choices=("tune", "support", "table", "test"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of the test stage; the support stage has one")
     parser.add_argument("--workers", type=int, default=2)
@@ -259,6 +275,9 @@ def main() -> None:
     try:
         if arguments.stage == "tune":
             tune(arguments.data, arguments.workers)
+        elif arguments.stage == "table":
+            print_choice()
+            print_support()
         else:
             run_references(labels, arguments.nnunet_python, arguments.data, draws, on_test, arguments.workers)
     except BadInput as error:
