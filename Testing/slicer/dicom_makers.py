@@ -43,10 +43,10 @@ def write_series(folder: Path, number: int, patient: str = "Müller^Jörg", slic
     return str(series)
 
 
-def write_scan(path: Path, number: int) -> Path:
-    """Write the scan of this number as a file."""
+def write_scan(path: Path, number: int, times: int = 1) -> Path:
+    """Write the scan of this number as a file, side by side with itself so many times along each axis."""
     import SimpleITK as sitk
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(balls(number)[0]), str(path))
+    sitk.WriteImage(sitk.GetImageFromArray(np.tile(balls(number)[0], (times,) * 3)), str(path))
     return path

@@ -61,9 +61,9 @@ def double_click(panel, host, row: int) -> None:
 
 
 def mixed_folder(folder):
-    """Two scans as files, a damaged one, and a DICOM series two folders down."""
+    """Two scans as files, a damaged one, and a DICOM series two folders down; one is large, so that the run takes a while."""
     dicom_makers.write_scan(folder / "Größe 1.nrrd", 1)
-    dicom_makers.write_scan(folder / "sub" / "scan 2 with a rather long name for a table.nii.gz", 2)
+    dicom_makers.write_scan(folder / "sub" / "scan 2 with a rather long name for a table.nii.gz", 2, times=4)
     (folder / "damaged.nrrd").write_bytes(b"NRRD0004\ntype: float\n")
     dicom_makers.write_series(folder / "MUELLER_JOERG" / "MR", 3)
     return folder
