@@ -13,7 +13,8 @@ from typing import Any
 
 from peftseg.compare_bootstrap import ALPHA
 from peftseg.compare_plots import can_draw, write_plots
-from peftseg.compare_rows import Rows, in_every_task
+from peftseg.compare_rows import Rows, in_every_task, over_patients
+from peftseg.compare_settings import patients_of_task, same_patients
 from peftseg.compare_tables import (
     RANK_MARK,
     chosen_table,
@@ -33,6 +34,7 @@ from peftseg.compare_tables import (
 )
 from peftseg.events import Reporter
 from peftseg.paths import write_text
+from peftseg.patients import count_patients
 from peftseg.report import NOTICE
 
 __all__ = ["RANK_MARK", "REPORT", "markdown", "paired_table", "rank_rows", "summaries", "write_report"]
@@ -71,6 +73,8 @@ def write_report(
 ) -> Path:
     """Write `report.md` and, with matplotlib, the plots that it shows; returns its path.
 
+    Scores are averaged over the test scans of a patient first, so that each patient counts once.
+
     Parameters
     ----------
     out : Path
@@ -87,6 +91,7 @@ def write_report(
     tasks = tuple(dict.fromkeys([*settings["tasks"], *(row["task"] for row in rows)]))
     drawn, tolerance = can_draw(reporter), settings["tolerance_mm"]
     parts = [_head(rows, settings, missing, failed, skipped)]
+    rows = over_patients(rows, same_patients(settings))
     if len(tasks) == 1:
         parts += _sections(out, _Part(rows, tasks, 2, "", drawn, tolerance))
     else:
@@ -163,10 +168,23 @@ def _tasks_in_words(tasks: dict[str, Any]) -> list[str]:
     lines = []
     for name, task in tasks.items():
         structures = ", ".join(task["structures"])
-        scans = f"{len(task['support'])} to draw support sets from, {len(task['test'])} to test on"
+        scans = f"{len(task['support'])} to draw support sets from, {len(task['test'])} to test on{_whose(task)}"
         one = [f"- Structures: {structures}", f"- Scans: {scans}"]
         lines += one if len(tasks) == 1 else [f"- Task {name}: {structures}; scans: {scans}"]
     return lines
+
+
+def _whose(task: dict[str, Any]) -> str:
+    """Words about the patients of a task's test scans, where some are of one."""
+    patients = list(patients_of_task(task).values())
+    number = count_patients(patients)
+    if number == 1 and len(patients) > 1:
+        return (
+            " (**all of one patient**: each counts as one of its own, and intervals say nothing about other patients)"
+        )
+    if number is None or number == len(patients):
+        return ""
+    return f" (of {number} patients: scores are averaged over a patient's scans first, so that each patient counts once)"
 
 
 def _shots_section(rows: Rows, part: _Part) -> list[str]:

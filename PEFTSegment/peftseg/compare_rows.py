@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,31 @@ def mean_of(values: np.ndarray | Sequence[float]) -> float:
 
 def over_structures(rows: Rows) -> list[dict[str, str]]:
     """One row a run and scan in place of one a structure: the mean scores, of structure "all"."""
+    return _averaged([row | {"structure": "all"} for row in rows])
+
+
+def over_patients(rows: Rows, patients: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:
+    """One row a run, structure and patient in place of one a scan: the mean scores of the patient's scans.
+
+    Two scans of one patient are no two independent observations.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        From `read_rows`.
+    patients : mapping
+        (task, scan) -> what the patient's row has as its scan. A scan that is not there is its patient's only one.
+    """
+    return _averaged([row | {"scan": patients.get((row["task"], row["scan"]), row["scan"])} for row in rows])
+
+
+def _averaged(rows: Rows) -> list[dict[str, Any]]:
+    """Rows that have all `KEYS` in common as one, the first, with the mean scores; NaN is left out."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in KEYS[:-1]), []).append(row)
+        groups.setdefault(tuple(row[key] for key in KEYS), []).append(row)
     return [
-        group[0]
-        | {"structure": "all"}
-        | {metric: str(mean_of([float(row[metric]) for row in group])) for metric in ("dice", "surface_dice")}
+        group[0] | {metric: str(mean_of([float(row[metric]) for row in group])) for metric in ("dice", "surface_dice")}
         for group in groups.values()
     ]
 

@@ -6,6 +6,7 @@ Format 2 has the scans and structures by task. Format 1 had one task, without a 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from peftseg.adapters.table import METHODS, check_options
 from peftseg.compare_tasks import Task
 from peftseg.download import file_hash
 from peftseg.errors import BadInput
+from peftseg.patients import by_patient
 from peftseg.study import SupportItem
 from peftseg.volume import file_stem
 
@@ -67,6 +69,32 @@ def merged_settings(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
     return {**new, **{key: old[key] | new[key] for key in GROWING}}
 
 
+def patients_of_task(of_task: Mapping[str, Any]) -> dict[str, int | None]:
+    """Scan -> number of its patient (None: not known), of the scans of a task that are scored: the test scans.
+
+    Parameters
+    ----------
+    of_task : mapping
+        A task's entry of the settings.
+    """
+    found = {scan: re.search(r"; patient (\d+)$", identity) for scan, identity in of_task["test"].items()}
+    return {scan: int(match[1]) if match else None for scan, match in found.items()}
+
+
+def same_patients(settings: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """(task, test scan) -> the first scan of the same patient, of patients with several scans.
+
+    Where all scans are of one patient, each counts alone: nothing would be left to compare patients by.
+    """
+    found = {}
+    for task, of_task in settings["tasks"].items():
+        patients = patients_of_task(of_task)
+        scans = list(patients)
+        for group in by_patient(list(patients.values())):
+            found |= {(task, scans[n]): scans[group[0]] for n in group if len(group) > 1}
+    return found
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The settings of a folder in today's form."""
     try:
@@ -102,7 +130,8 @@ def _identity(item: SupportItem) -> str:
     image = Path(item.image)
     size = image.stat().st_size if image.is_file() else sum(p.stat().st_size for p in image.iterdir() if p.is_file())
     states = [f"{name} {state.state} {state.slices} {state.axis}" for name, state in sorted(item.states.items())]
-    patient = [] if item.patient is None else [f"patient {item.patient}"]  # `auto` leaves out patients
+    # `auto` leaves out patients, and `patients_of_task` reads it.
+    patient = [] if item.patient is None else [f"patient {item.patient}"]
     return "; ".join([str(size), file_hash(Path(item.labels), "sha256")[:16], *states, *patient])
 
 

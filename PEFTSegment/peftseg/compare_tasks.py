@@ -10,7 +10,7 @@ from pathlib import Path
 from peftseg.errors import BadInput, PeftsegError
 from peftseg.events import Reporter
 from peftseg.models import Structure
-from peftseg.patients import count_patients, patients_of
+from peftseg.patients import of_one_patient, patients_of
 from peftseg.study import SupportItem, load_support_item
 from peftseg.volume import file_stem
 
@@ -97,11 +97,10 @@ def task_warnings(tasks: Sequence[Task], shots: Sequence[int], draws: int) -> It
             yield f"{scans} shots of {scans} scans{where} are the same scans in every draw; only the seed differs."
         if len(task.test) < 2:
             yield f"One test scan{where}: intervals say nothing about other patients."
-        patients = count_patients(patients_of(task.test))
-        if patients is not None and patients < len(task.test):
+        if of_one_patient(patients_of(task.test)):
             yield (
-                f"Some test scans{where} are of one patient. Every scan counts as a patient of its own, so that intervals are "
-                "too narrow and p-values too small."
+                f"All test scans{where} are of one patient: each counts as one of its own, and intervals say nothing about "
+                "other patients."
             )
 
 

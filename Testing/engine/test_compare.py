@@ -29,12 +29,14 @@ from peftseg.compare_rows import (
     interval,
     is_done,
     mean_of,
+    over_patients,
     over_structures,
     paired_differences,
     read_rows,
     score_table,
     spread_over_tasks,
 )
+from peftseg.compare_settings import patients_of_task, same_patients, task_settings
 from peftseg.compare_tables import knows_start, share_table
 from peftseg.compare_tasks import task_warnings
 from peftseg.errors import BadInput
@@ -336,13 +338,50 @@ def test_a_fold_without_another_patient_is_refused(of_two_patients, tmp_path):
         run_candidate(entry, of_two_patients, Candidate("probe", "linear_probe"), shots, 0, torch.device("cpu"))
 
 
-def test_a_warning_says_that_test_scans_are_of_one_patient(of_two_patients):
-    items = of_two_patients.support
-    told = list(task_warnings([dataclasses.replace(of_two_patients, test=items)], [1], 1))
+def with_patients(task: Task, patients: tuple[int | None, ...]) -> Task:
+    """The task with its scans as test scans of these patients."""
+    pairs = zip(task.support, patients, strict=True)
+    return dataclasses.replace(task, test=tuple(dataclasses.replace(item, patient=patient) for item, patient in pairs))
+
+
+def test_a_warning_says_that_all_test_scans_are_of_one_patient(of_two_patients):
+    told = list(task_warnings([with_patients(of_two_patients, (1, 1, 1, 1))], [1], 1))
     assert len(told) == 1
-    assert "Some test scans are of one patient" in told[0]
-    apart = [dataclasses.replace(of_two_patients, test=items[:2])]
-    assert list(task_warnings(apart, [1], 1)) == []
+    assert "All test scans are of one patient" in told[0]
+    for patients in ((1, 2, 1, 2), (1, None, 1, None), (None,) * 4):
+        assert list(task_warnings([with_patients(of_two_patients, patients)], [1], 1)) == []
+
+
+def test_scans_of_one_patient_are_known_from_the_settings(of_two_patients):
+    scans = [file_stem(item.image) for item in of_two_patients.support]
+
+    def found(*patients: int | None) -> dict[str, str]:
+        settings = {"tasks": task_settings([with_patients(of_two_patients, patients)])}
+        assert patients_of_task(settings["tasks"]["t"]) == dict(zip(scans, patients, strict=True))
+        return {scan: first for (_, scan), first in same_patients(settings).items()}
+
+    assert found(7, 2, 7, 3) == {scans[0]: scans[0], scans[2]: scans[0]}
+    assert found(7, None, 7, None) == {scans[0]: scans[0], scans[2]: scans[0]}
+    assert found(7, 7, 7, 7) == {}, "nothing else to compare"
+    assert found(None, None, None, None) == {}
+
+
+def test_a_patient_counts_once_however_many_scans_there_are():
+    scores = {(d, scan): score for d in (0, 1) for scan, score in (("p", 0.2), ("q", 0.4), ("q2", 0.8))}
+    rows = rows_of("a", scores) + rows_of("a", {(0, "q"): 0.6, (0, "q2"): math.nan}, structure="s2")
+    found = over_patients(rows, {("t", "q"): "q", ("t", "q2"): "q", ("other", "p"): "q"})
+    tables = score_table(found)
+    assert np.allclose(tables["t", "a", "s"], [[0.2, 0.6], [0.2, 0.6]])
+    assert np.allclose(tables["t", "a", "s2"], [[0.6]]), "what is nowhere does not count"
+    assert np.allclose(score_table(over_structures(found))["t", "a", "all"], [[0.2, 0.6], [0.2, 0.6]])
+    assert over_patients(rows, {}) == rows
+    # A scan beside one of the same score tells nothing: the interval is that of two patients.
+    alone = {(d, scan): score for d in (0, 1) for scan, score in (("p", 0.2), ("r", 0.4), ("s", 0.5), ("q", 0.6))}
+    twice = rows_of("a", alone) + rows_of("a", {(d, f"q{n}"): 0.6 for d in (0, 1) for n in range(9)})
+    patients = {("t", f"q{n}"): "q" for n in range(9)}
+    once = score_table(over_patients(twice, patients))["t", "a", "s"]
+    assert interval(once) == pytest.approx(interval(score_table(rows_of("a", alone))["t", "a", "s"]), abs=0.01)
+    assert interval(score_table(twice)["t", "a", "s"])[0] > interval(once)[0], "as scans it would be narrower"
 
 
 def test_rows_are_added_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from peftseg import cli
 from peftseg.adapters.features import POOL
 from peftseg.compare import Task, draw_support
 from peftseg.compare_candidates import make_candidates
+from peftseg.compare_rows import mean_of
 from peftseg.comparison import Comparison, run_comparison
 from peftseg.errors import BadInput, PeftsegError
 from peftseg.events import Reporter
@@ -433,6 +434,29 @@ def test_structures_that_a_test_scan_does_not_label_are_not_scored_there(study, 
     partly = replace(wanted, tasks=(replace(task, test=(sliced,)),))
     with pytest.raises(PeftsegError, match="some slices only"):
         run_comparison(partly, tmp_path / "other", Reporter.silent())
+
+
+def test_scans_of_one_patient_count_once_in_the_report_and_not_in_the_rows(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    of_patients = tmp_path / "study/test/support.json"
+    out, same = tmp_path / "out", ["--methods", "linear_probe,full", "--seeds", "2", "--shots", "2"]
+    write_folder(tmp_path / "third", range(12, 13))
+    for kind in ("images", "labels"):
+        shutil.copy(tmp_path / "third" / kind / "p12.nii.gz", tmp_path / "study/test" / kind)
+    of_patients.write_text(json.dumps({"p10": {"patient": "a"}, "p11": {"patient": "b"}, "p12": {"patient": "b"}}))
+    assert cli.main(command(tmp_path / "study", out, *same)) == 0
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "3 to test on (of 2 patients: scores are averaged over a patient's scans first" in text
+    rows = rows_in(out)
+    assert {row["scan"] for row in rows} == {"p10", "p11", "p12"}
+    own = [row for row in rows if row["candidate"] == "full"]
+    dice = {scan: [float(r["dice"]) for r in own if r["scan"] == scan] for scan in ("p10", "p11", "p12")}
+    expected = (mean_of(dice["p10"]) + mean_of(dice["p11"] + dice["p12"])) / 2
+    assert f"{expected:.3f}" != f"{mean_of([float(r['dice']) for r in own]):.3f}"
+    assert f"| full | 2 | {expected:.3f} |" in text.partition("### By structure")[0]
+    of_patients.write_text(json.dumps({scan: {"patient": "a"} for scan in dice}))
+    assert cli.main(command(tmp_path / "study", tmp_path / "other", *same)) == 0
+    assert "all of one patient**: each counts" in (tmp_path / "other" / "report.md").read_text(encoding="utf-8")
 
 
 TASKS = {
