@@ -184,7 +184,9 @@ def _whose(task: dict[str, Any]) -> str:
         )
     if number is None or number == len(patients):
         return ""
-    return f" (of {number} patients: scores are averaged over a patient's scans first, so that each patient counts once)"
+    return (
+        f" (of {number} patients: scores are averaged over a patient's scans first, so that each patient counts once)"
+    )
 
 
 def _shots_section(rows: Rows, part: _Part) -> list[str]:

@@ -3,8 +3,8 @@
     python Testing/bench/references.py tune      # multi-atlas: its settings, from support scans only
     python Testing/bench/references.py support   # both references on one draw's left-out support scans; nnU-Net with and
                                                  # without mirrored patches
-    python Testing/bench/references.py table     # means on support scans, beside those of LoRA and of training from scratch
     python Testing/bench/references.py test      # both on the test scans, scored once
+    python Testing/bench/references.py table     # means on support scans and on test scans, beside those of some methods
 
 Draws, support sets, tasks and scores are those of experiment.py. Resumable: runs that the CSV files hold are not repeated.
 
@@ -14,9 +14,9 @@ extra `dev`, or one of its own:
     python -m venv ../nnunet-venv && ../nnunet-venv/bin/pip install nnunetv2==2.8.1
     python Testing/bench/references.py test --nnunet-python ../nnunet-venv/bin/python
 
-Its folders are temporary and removed after each run. It takes 300 optimiser steps of two patches each instead of its default
-250,000; the methods take 200 of one patch. Both references see voxel sizes, but no position in the world: MSD's positions are
-nominal, IXI's are the scanner's.
+Its folders are temporary and removed after each run. It takes 300 optimiser steps of two patches each on support scans and
+1,000 on test scans instead of its default 250,000; the methods take 200 of one patch. Both references see voxel sizes, but
+no position in the world: MSD's positions are nominal, IXI's are the scanner's.
 
 Columns: `seconds` is processor time of one thread, which on an idle machine is the time it takes: of nnU-Net's training with
 planning and preprocessing (in `cpu_seconds`, too); multi-atlas trains nothing, there it is the time a scan.
@@ -42,6 +42,7 @@ import SimpleITK as sitk
 
 from experiment import DRAWS, RESULTS, ROOT, SHOTS, TASKS, tasks
 from experiment import SUPPORT_ROWS as METHOD_ROWS
+from experiment import TEST_ROWS as METHOD_TEST_ROWS
 from multi_atlas import Atlas, Settings, fuse, make_atlas, segment, warp
 from nnunet_reference import DATASET
 from peftseg.errors import BadInput
@@ -58,10 +59,16 @@ GRID = (
 )
 TUNING_SCANS = 3  # of the seven that the first draw leaves out
 ATLAS_LABEL = "multi-atlas"
-NNUNET_EPOCHS, NNUNET_ITERATIONS = 30, 10
-NNUNET_LABEL = f"nnU-Net v2, {NNUNET_EPOCHS * NNUNET_ITERATIONS} steps"
-TRAINERS = {NNUNET_LABEL: "nnUNetTrainer", f"{NNUNET_LABEL}, no mirroring": "nnUNetTrainerNoMirroring"}
-TESTED = (ATLAS_LABEL, NNUNET_LABEL)  # of nnU-Net, the trainer that `support` found the better
+NNUNET_ITERATIONS = 10  # an epoch
+NNUNET_LABEL = "nnU-Net v2, 300 steps"
+NNUNET_TESTED = "nnU-Net v2, 1000 steps"
+TRAINERS = {  # label -> trainer and epochs
+    NNUNET_LABEL: ("nnUNetTrainer", 30),
+    f"{NNUNET_LABEL}, no mirroring": ("nnUNetTrainerNoMirroring", 30),
+    NNUNET_TESTED: ("nnUNetTrainer", 100),
+}
+TESTED = (ATLAS_LABEL, NNUNET_TESTED)
+ON_SUPPORT = (ATLAS_LABEL, *(label for label in TRAINERS if label != NNUNET_TESTED))
 Run = tuple[list[np.ndarray], dict]  # a label map (I, J, K) a scored scan, and columns of the rows
 
 
@@ -95,13 +102,14 @@ def run_atlas(task: object, draw: int, support: list, scored: list, settings: Se
     return found, {"seconds": (time.process_time() - started) / len(scored), "method": "registration", "trained": 0}
 
 
-def run_nnunet(task: object, draw: int, support: list, scored: list, python: str, trainer: str) -> Run:
+def run_nnunet(task: object, draw: int, support: list, scored: list, python: str, label: str) -> Run:
     """Train nnU-Net on the support scans in a process of its own, and read its predictions of the scored scans."""
+    trainer, epochs = TRAINERS[label]
     folder = Path(tempfile.mkdtemp(prefix="peftseg-nnunet-"))
     try:
         write_dataset(folder, task, support, scored)
         command = [python, str(Path(__file__).with_name("nnunet_reference.py")), str(folder), "--trainer", trainer]
-        command += ["--epochs", str(NNUNET_EPOCHS), "--iterations", str(NNUNET_ITERATIONS), "--seed", str(draw)]
+        command += ["--epochs", str(epochs), "--iterations", str(NNUNET_ITERATIONS), "--seed", str(draw)]
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
@@ -114,7 +122,7 @@ def run_nnunet(task: object, draw: int, support: list, scored: list, python: str
     print(f"{task.name}, draw {draw}: {facts}", flush=True)
     columns = {key: facts[key] for key in ("seconds", "trained")}
     columns |= {"cpu_seconds": round(facts["seconds"], 1), "trained_at_start": facts["trained"]}
-    columns |= {"epochs": NNUNET_EPOCHS, "trained_body": facts["trained"], "base_total": facts["trained"]}
+    columns |= {"epochs": epochs, "trained_body": facts["trained"], "base_total": facts["trained"]}
     return found, columns | {"method": trainer}
 
 
@@ -167,7 +175,7 @@ def one_run(task: object, label: str, draw: int, python: str) -> list[dict]:
     if label == ATLAS_LABEL:
         run = run_atlas(task, draw, support, scored, ATLAS)
     else:
-        run = run_nnunet(task, draw, support, scored, python, TRAINERS[label])
+        run = run_nnunet(task, draw, support, scored, python, label)
     return rows_of(task, label, draw, items, scored, run)
 
 
@@ -208,8 +216,22 @@ def print_support() -> None:
     """Mean Dice of the references and of three methods at their table's rates on all left-out support scans of one draw."""
     from peftseg.compare_rows import read_rows
 
-    labels = (ATLAS_LABEL, *TRAINERS, "lora x1", "full x1", "scratch x1")
+    labels = (*ON_SUPPORT, "lora x1", "full x1", "scratch x1")
     print_means([*read_rows(SUPPORT_ROWS), *read_rows(METHOD_ROWS)], labels)
+
+
+def print_test() -> None:
+    """Mean Dice of nnU-Net on the test scans, beside the other reference and three methods on the same draws."""
+    from peftseg.compare_rows import in_common_draws, read_rows
+
+    labels = (*TESTED, "lora", "full", "scratch")
+    rows = [*read_rows(TEST_ROWS), *(row for row in read_rows(METHOD_TEST_ROWS) if int(row["shots"]) == SHOTS)]
+    chosen = [row for row in rows if row["candidate"] in labels]
+    if any(row["candidate"] == NNUNET_TESTED for row in chosen):
+        common, _ = in_common_draws(chosen)
+        draws = sorted({row["draw"] for row in common})
+        print(f"\nTest scans, draws {', '.join(draws)}:")
+        print_means(common, labels)
 
 
 def print_means(rows: list[dict[str, str]], labels: Iterable[str]) -> None:
@@ -270,7 +292,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     on_test = arguments.stage == "test"
-    labels = (arguments.only,) if arguments.only else TESTED if on_test else (ATLAS_LABEL, *TRAINERS)
+    labels = (arguments.only,) if arguments.only else TESTED if on_test else ON_SUPPORT
     draws = arguments.draws if on_test else 1
     try:
         if arguments.stage == "tune":
@@ -278,6 +300,7 @@ def main() -> None:
         elif arguments.stage == "table":
             print_choice()
             print_support()
+            print_test()
         else:
             run_references(labels, arguments.nnunet_python, arguments.data, draws, on_test, arguments.workers)
     except BadInput as error:
