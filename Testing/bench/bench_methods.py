@@ -1,7 +1,8 @@
-"""What adapting costs: `python Testing/bench/bench_methods.py [steps] [memory] [probe] [files]`, all four if none is named.
+"""What adapting costs: `python Testing/bench/bench_methods.py [steps] [memory] [pages] [probe] [files]`, all if none is named.
 
 - steps: a training step of LoRA and ARENA against one of full fine-tuning of the same network, run in turn;
 - memory: the peaks of these steps, each in a process of its own, without the engine's copies of the best state;
+- pages: time and peak of a step with memory in large pages, as jobs have it, against small ones (Linux, on a processor);
 - probe: an epoch of the linear probe on kept features against one without, and against one of decoder tuning;
 - files: to attach each method to SwinUNETR (62 M), merge it, and write its adapter file.
 
@@ -9,12 +10,13 @@ Networks: the SegResNet of `brain-t1` at its window, and SwinUNETR with 48 featu
 engine's own loop, augmentation included, one patch a step. Ratios are medians over pairs that ran one after the other,
 with their middle half in brackets, and stand beside their aim; on a processor that other programs use too, the ratio of
 the processor's time says more than that of the clock. Set OMP_WAIT_POLICY=PASSIVE there, so that threads which wait are
-not measured.
+not measured. On Linux it starts itself again with the memory pages of a job.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from peftseg.adapters import METHODS, attach, check_options, learning_rates
 from peftseg.device import choose_device, choose_precision
 from peftseg.errors import BadInput
 from peftseg.events import Reporter
+from peftseg.jobs import large_pages
 from peftseg.models import NetworkSpec, resolve
 from peftseg.networks import Anatomy, build
 from peftseg.optimise import _Loop
@@ -62,7 +65,7 @@ STEP_ROUNDS = {"segresnet": 15, "swinunetr": 3}
 MEMORY_RUNS = 3
 EPOCH_ROUNDS = {"segresnet": 7, "swinunetr": 1}
 FILE_ROUNDS = 3
-PARTS = ("steps", "memory", "probe", "files")
+PARTS = ("steps", "memory", "pages", "probe", "files")
 # Aims: a step and its memory over those of full fine-tuning, an epoch without kept features over one with, seconds.
 MOST_STEP, MOST_MEMORY, LEAST_PROBE, MOST_FILE_S = 1.05, 1.0, 10.0, 2.0
 
@@ -160,16 +163,16 @@ def bench_steps(device: torch.device) -> None:
         tell_times(f"training step, {name} {WINDOWS[name]} on {device} in {precision}", rounds, FULL, aims)
 
 
-def peak_of(name: str, label: str, device: torch.device) -> tuple[float, float]:
-    """Peak of two steps in MiB, and how much of it came with the method and the steps."""
+def peak_of(name: str, label: str, device: torch.device) -> tuple[float, float, float]:
+    """Peak of two steps in MiB, how much of it came with the method and the steps, and the second one's processor time."""
     loop = make_loop(name, *CANDIDATES[label], device)
     loop.best, loop.good = {}, None
     with PeakMemory(device) as idle:
         time.sleep(0.1)
     with PeakMemory(device) as peak:
         step(loop, 0)
-        step(loop, 1)
-    return peak.mib, peak.mib - idle.mib
+        _, seconds = timed(partial(step, loop, 1), device)
+    return peak.mib, peak.mib - idle.mib, seconds
 
 
 def bench_memory(device: torch.device) -> None:
@@ -189,10 +192,30 @@ def bench_memory(device: torch.device) -> None:
             )
 
 
-def _peak_elsewhere(name: str, label: str, device: torch.device) -> tuple[float, float]:
+def bench_pages(device: torch.device) -> None:
+    """Time and peak of a step in large pages against small ones, each in its own process."""
+    if not sys.platform.startswith("linux") or device.type != "cpu":
+        print("large pages: on Linux, and of a processor's memory only")
+        return
+    for name, window in WINDOWS.items():
+        for label in (FULL, "lora"):
+            rounds = [
+                {pages: _peak_elsewhere(name, label, device, f"glibc.malloc.hugetlb={pages}") for pages in (1, 0)}
+                for _ in range(MEMORY_RUNS)
+            ]
+            peaks, times = ([row[1][i] / row[0][i] for row in rounds] for i in (0, 2))
+            print(
+                f"step of {label} in large pages, {name} {window}, {len(rounds)} processes each: "
+                f"/ small pages: processor {spread(times)}, peak {spread(peaks)}",
+                flush=True,
+            )
+
+
+def _peak_elsewhere(name: str, label: str, device: torch.device, tunables: str = "") -> tuple[float, ...]:
     command = [sys.executable, __file__, "--peak", name, label, "--device", str(device)]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return float(found[0]), float(found[1])
+    environment = os.environ | ({"GLIBC_TUNABLES": tunables} if tunables else {})
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return tuple(map(float, done.stdout.split()))
 
 
 def bench_probe(device: torch.device) -> None:
@@ -258,6 +281,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "CANDIDATE"), help="print the peak of one candidate")
     arguments = parser.parse_args()
+    pages = large_pages(os.environ)
+    if pages:  # read when a process starts
+        os.execve(sys.executable, sys.orig_argv, os.environ | pages)
     device = choose_device(arguments.device)
     if arguments.peak:
         print(*peak_of(*arguments.peak, device))
@@ -267,6 +293,8 @@ def main() -> None:
         bench_steps(device)
     if "memory" in parts:
         bench_memory(device)
+    if "pages" in parts:
+        bench_pages(device)
     if "probe" in parts:
         bench_probe(device)
     if "files" in parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -433,6 +434,30 @@ def test_another_interpreter_gets_back_what_the_user_had_set_before_slicer_start
 def test_no_worker_gets_the_plug_ins_of_slicers_itk(monkeypatch, python):
     monkeypatch.setenv("ITK_AUTOLOAD_PATH", "/slicer/ITKFactories")
     assert "ITK_AUTOLOAD_PATH" not in jobs.worker_environment(python)
+
+
+def test_a_worker_on_linux_gets_its_memory_in_large_pages(monkeypatch):
+    own = "glibc.malloc.hugetlb=1" if sys.platform.startswith("linux") else None
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert jobs.worker_environment(sys.executable).get("GLIBC_TUNABLES") == own
+    for chosen, expected in (("glibc.malloc.check=0", f"glibc.malloc.check=0:{own}"), ("glibc.malloc.hugetlb=0",) * 2):
+        monkeypatch.setenv("GLIBC_TUNABLES", chosen)
+        assert jobs.worker_environment(sys.executable)["GLIBC_TUNABLES"] == (expected if own else chosen)
+
+
+def test_large_pages_are_large(monkeypatch):
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[never]" in setting.read_text():
+        pytest.skip("this system has no large pages")
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(map(int, version.split("."))) < (2, 35):
+        pytest.skip(f"{name or 'this C library'} {version} does not know them")
+    faults = "from resource import getrusage as r; a = r(0).ru_minflt; b = b'x' * (64 << 20); print(r(0).ru_minflt - a)"
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    found = subprocess.run(
+        [sys.executable, "-c", faults], env=jobs.worker_environment(sys.executable), capture_output=True, check=True
+    )
+    assert int(found.stdout) < 4096, "a page of 4 KiB each would be 16384"
 
 
 def test_an_interpreter_that_is_not_there_is_named(tmp_path):
