@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isnan, nan
 from pathlib import Path
 
@@ -261,7 +261,10 @@ def _about_counts(rows: Rows, facts: dict[str, dict[str, float]]) -> str:
 
 
 def _by_shots(rows: Rows, counts: Sequence[int]) -> str:
-    """Mean Dice of the methods that were run at all sizes in all tasks, over the draws that all of these runs have."""
+    """Mean Dice of the methods that were run at all sizes in all tasks, over the draws that all of these runs have.
+
+    Below it, size by size, the differences from the first reference.
+    """
     tasks = _tasks(rows)
     at = {(r["candidate"], r["task"], int(r["shots"])) for r in rows}
     labels = [label for label in _every(rows) if all((label, t, k) in at for t in tasks for k in counts)]
@@ -275,7 +278,27 @@ def _by_shots(rows: Rows, counts: Sequence[int]) -> str:
         for task in tasks
         for label in labels
     ]
-    return markdown(["task", "method", *(f"{k} shots" for k in counts)], body)
+    table = markdown(["task", "method", *(f"{k} shots" for k in counts)], body)
+    return "\n\n".join([table, *_differences_by_shots(common, labels, counts)])
+
+
+def _differences_by_shots(common: Rows, labels: Sequence[str], counts: Sequence[int]) -> Iterator[str]:
+    """The table of differences on the mean of the tasks, and words about it; nothing without the reference."""
+    reference = REFERENCES[0]
+    if reference not in labels or len(labels) < 2:
+        return
+    found = {}
+    for k in counts:
+        of_size = [row for row in common if int(row["shots"]) == k]
+        found[k] = compared(over_structures(of_size), _at(reference, k), None)
+    body = [
+        [label, *(paired_cell(*found[k].get(_at(label, k), (None,))) for k in counts)]
+        for label in labels
+        if label != reference
+    ]
+    yield f"Dice minus that of {reference}, mean of the tasks:"
+    yield markdown(["method", *(f"minus {reference}, {k} shots" for k in counts)], body)
+    yield HOLM
 
 
 def _at(label: str, shots: int | str) -> str:

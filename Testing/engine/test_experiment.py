@@ -292,3 +292,14 @@ def test_sizes_of_support_sets_are_compared_on_the_draws_that_all_of_them_have(t
     rows += [row("lora", 0, p, 0.4, shots=1) for p in "pq"]
     text = printed(tmp_path, capsys, rows).partition("### By number of shots")[2]
     assert "| t | lora | 0.400 (0.400 to 0.400), draws: 1 | 0.500 (0.500 to 0.500), draws: 1 |" in text
+    assert "minus" not in text, "there is nothing to compare it with"
+
+
+def test_differences_are_told_size_by_size(tmp_path, capsys):
+    rows = [row(label, d, p, 0.5 + gain, shots=k) for label, k, gain in (
+        ("lora", 1, 0.0), ("full", 1, -0.2), ("lora", 5, 0.1), ("full", 5, 0.2)
+    ) for d in (0, 1, 2) for p in "pq"]  # fmt: skip
+    text = printed(tmp_path, capsys, rows).partition("### By number of shots")[2]
+    (line,) = (line for line in text.splitlines() if line.startswith("| full |"))
+    assert line.startswith("| full | -0.200 (-0.200 to -0.200), worse, p < 0.001 | +0.100 (+0.100 to +0.100), better")
+    assert "| method | minus lora, 1 shots | minus lora, 5 shots |" in text
