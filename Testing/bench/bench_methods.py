@@ -63,6 +63,7 @@ CANDIDATES = {FULL: (FULL, {}, False), **RIVALS}
 LABELS = {"segresnet": list(CANDIDATES), "swinunetr": [FULL, "lora", "arena", "lora, all layers", "arena, all layers"]}
 STEP_ROUNDS = {"segresnet": 15, "swinunetr": 3}
 MEMORY_RUNS = 3
+PAGE_STEPS = {"segresnet": 15, "swinunetr": 1}
 EPOCH_ROUNDS = {"segresnet": 7, "swinunetr": 1}
 FILE_ROUNDS = 3
 PARTS = ("steps", "memory", "pages", "probe", "files")
@@ -163,16 +164,17 @@ def bench_steps(device: torch.device) -> None:
         tell_times(f"training step, {name} {WINDOWS[name]} on {device} in {precision}", rounds, FULL, aims)
 
 
-def peak_of(name: str, label: str, device: torch.device) -> tuple[float, float, float]:
-    """Peak of two steps in MiB, how much of it came with the method and the steps, and the second one's processor time."""
+def peak_of(name: str, label: str, device: torch.device, more: int = 0) -> tuple[float, float, float]:
+    """Peak of two steps in MiB, how much of it came with the method and the steps, and the processor time of `more` steps."""
     loop = make_loop(name, *CANDIDATES[label], device)
     loop.best, loop.good = {}, None
     with PeakMemory(device) as idle:
         time.sleep(0.1)
     with PeakMemory(device) as peak:
         step(loop, 0)
-        _, seconds = timed(partial(step, loop, 1), device)
-    return peak.mib, peak.mib - idle.mib, seconds
+        step(loop, 1)
+    times = [timed(partial(step, loop, number), device)[1] for number in range(2, 2 + more)]
+    return peak.mib, peak.mib - idle.mib, sum(times)
 
 
 def bench_memory(device: torch.device) -> None:
@@ -200,7 +202,7 @@ def bench_pages(device: torch.device) -> None:
     for name, window in WINDOWS.items():
         for label in (FULL, "lora"):
             rounds = [
-                {pages: _peak_elsewhere(name, label, device, f"glibc.malloc.hugetlb={pages}") for pages in (1, 0)}
+                {pages: _peak_elsewhere(name, label, device, PAGE_STEPS[name], pages) for pages in (1, 0)}
                 for _ in range(MEMORY_RUNS)
             ]
             peaks, times = ([row[1][i] / row[0][i] for row in rounds] for i in (0, 2))
@@ -211,9 +213,9 @@ def bench_pages(device: torch.device) -> None:
             )
 
 
-def _peak_elsewhere(name: str, label: str, device: torch.device, tunables: str = "") -> tuple[float, ...]:
-    command = [sys.executable, __file__, "--peak", name, label, "--device", str(device)]
-    environment = os.environ | ({"GLIBC_TUNABLES": tunables} if tunables else {})
+def _peak_elsewhere(name: str, label: str, device: torch.device, more: int = 0, pages: int = 1) -> tuple[float, ...]:
+    command = [sys.executable, __file__, "--peak", name, label, "--more", str(more), "--device", str(device)]
+    environment = os.environ | {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb={pages}"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return tuple(map(float, done.stdout.split()))
 
@@ -280,13 +282,14 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], metavar="PART")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "CANDIDATE"), help="print the peak of one candidate")
+    parser.add_argument("--more", type=int, default=0, help="with --peak: steps after it, of which the time is printed")
     arguments = parser.parse_args()
     pages = large_pages(os.environ)
     if pages:  # read when a process starts
         os.execve(sys.executable, sys.orig_argv, os.environ | pages)
     device = choose_device(arguments.device)
     if arguments.peak:
-        print(*peak_of(*arguments.peak, device))
+        print(*peak_of(*arguments.peak, device, arguments.more))
         return
     parts = arguments.parts or PARTS
     if "steps" in parts:
