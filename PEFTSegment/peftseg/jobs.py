@@ -324,9 +324,9 @@ def worker_environment(python: str) -> dict[str, str]:
 def large_pages(environment: Mapping[str, str]) -> dict[str, str]:
     """The variable with which a process on Linux gets its memory in large pages; elsewhere, or where it is set, nothing.
 
-    Small pages, which come and go with the tensors of every step, cost up to a tenth of its time on a processor, and nearly
-    half of that of a linear probe; results and peak memory are the same (Docs/results/speed.md). It is glibc's (2.35 and
-    later; others ignore it) and is read when a process starts.
+    Small pages, which come and go with the tensors of every step, cost 6 to 15 % of its time on a processor; results and
+    peak memory are the same (Docs/results/speed.md). It is glibc's (2.35 and later; others ignore it) and is read when a
+    process starts.
     """
     tunables = environment.get("GLIBC_TUNABLES", "")
     if not sys.platform.startswith("linux") or "glibc.malloc.hugetlb" in tunables:

@@ -227,7 +227,7 @@ def print_test() -> None:
     labels = (*TESTED, "lora", "full", "scratch")
     rows = [*read_rows(TEST_ROWS), *(row for row in read_rows(METHOD_TEST_ROWS) if int(row["shots"]) == SHOTS)]
     chosen = [row for row in rows if row["candidate"] in labels]
-    if any(row["candidate"] == NNUNET_TESTED for row in chosen):
+    if {row["task"] for row in chosen if row["candidate"] == NNUNET_TESTED} == set(TASKS):
         common, _ = in_common_draws(chosen)
         draws = sorted({row["draw"] for row in common})
         print(f"\nTest scans, draws {', '.join(draws)}:")
