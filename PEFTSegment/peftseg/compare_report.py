@@ -32,6 +32,7 @@ from peftseg.compare_tables import (
     summaries,
     tasks_table,
 )
+from peftseg.compare_tasks import COUNTED_ALONE
 from peftseg.events import Reporter
 from peftseg.paths import write_text
 from peftseg.patients import count_patients
@@ -179,9 +180,7 @@ def _whose(task: dict[str, Any]) -> str:
     patients = list(patients_of_task(task).values())
     number = count_patients(patients)
     if number == 1 and len(patients) > 1:
-        return (
-            " (**all of one patient**: each counts as one of its own, and intervals say nothing about other patients)"
-        )
+        return f" (**all of one patient**: {COUNTED_ALONE})"
     if number is None or number == len(patients):
         return ""
     return (

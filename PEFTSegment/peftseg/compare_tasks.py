@@ -15,6 +15,7 @@ from peftseg.study import SupportItem, load_support_item
 from peftseg.volume import file_stem
 
 MOST_TOLD = 10  # scans that cannot be used
+COUNTED_ALONE = "each counts as one of its own, and intervals say nothing about other patients"
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,7 @@ def task_warnings(tasks: Sequence[Task], shots: Sequence[int], draws: int) -> It
         if len(task.test) < 2:
             yield f"One test scan{where}: intervals say nothing about other patients."
         if of_one_patient(patients_of(task.test)):
-            yield (
-                f"All test scans{where} are of one patient: each counts as one of its own, and intervals say nothing about "
-                "other patients."
-            )
+            yield (f"All test scans{where} are of one patient: {COUNTED_ALONE}.")
 
 
 def _check_shots(task: Task, tasks: Sequence[Task], shots: Sequence[int]) -> None:

@@ -290,7 +290,7 @@ def _differences_by_shots(common: Rows, labels: Sequence[str], counts: Sequence[
     found = {}
     for k in counts:
         of_size = [row for row in common if int(row["shots"]) == k]
-        found[k] = compared(over_structures(of_size), _at(reference, k), None)
+        found[k] = compared(over_structures(of_size), _at(reference, k))
     body = [
         [label, *(paired_cell(*found[k].get(_at(label, k), (None,))) for k in counts)]
         for label in labels
